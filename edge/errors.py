@@ -1,0 +1,142 @@
+"""Every error that edgekit raises on purpose.
+
+    EdgekitError
+    ├── UsageError              2   wrong usage
+    │   ├── ConfigError         2   edgekit.toml, target file or options, all problems collected
+    │   ├── DataError           2   calibration or evaluation data
+    │   └── OutputError         2   the output folder cannot be written
+    ├── ToolError               3   a toolchain, device or the host failed
+    │   ├── MissingPackageError 3   an optional package is not installed
+    │   ├── StageCrashError     3   a child process died by a signal
+    │   ├── StageTimeoutError   3   a child process ran out of time
+    │   ├── StageMemoryError    3   a child process ran out of memory
+    │   ├── DiskFullError       3   no space left while writing
+    │   └── DeviceError         3   a device is absent, unreachable or failed
+    ├── ModelError              4   the model cannot be read or built for the target
+    │   ├── SourceError         4   the source cannot be read
+    │   ├── ConversionError     4   no route brings the source to the carrier, or the result is wrong
+    │   └── QuantizationError   4   the recipe cannot be applied
+    └── ArtifactError           4   an artifact is damaged or is not one
+
+The number is the process's exit code. Anything else that escapes is a bug of ours (70).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+EXIT_OK = 0
+EXIT_BUDGET = 1
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+
+class EdgekitError(Exception):
+    """Base of all errors shown to a user as one message.
+
+    `message` gives the value received and what is accepted; `hint` what to do next; `log` the path of a child
+    process's output, where there is one.
+    """
+
+    exit_code: ClassVar[int] = EXIT_BUG
+
+    def __init__(self, message: str, *, hint: str | None = None, log: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.log = log
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the error as JSON-compatible data, the inverse of `from_json`."""
+        return {
+            "error": type(self).__name__,
+            "message": self.message,
+            "hint": self.hint,
+            "log": self.log,
+            "exit_code": self.exit_code,
+        }
+
+
+class UsageError(EdgekitError):
+    """The command was used wrongly."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The configuration is wrong; the message lists every problem."""
+
+
+class DataError(UsageError):
+    """Calibration or evaluation data cannot be used."""
+
+
+class OutputError(UsageError):
+    """The output folder cannot be written."""
+
+
+class ToolError(EdgekitError):
+    """A toolchain or the host failed."""
+
+    exit_code = 3
+
+
+class MissingPackageError(ToolError):
+    """An optional package is not installed."""
+
+
+class StageCrashError(ToolError):
+    """A child process died by a signal."""
+
+
+class StageTimeoutError(ToolError):
+    """A child process ran out of time."""
+
+
+class StageMemoryError(ToolError):
+    """A child process ran out of memory."""
+
+
+class DiskFullError(ToolError):
+    """The disk is full."""
+
+
+class DeviceError(ToolError):
+    """A device is absent, unreachable or failed."""
+
+
+class ModelError(EdgekitError):
+    """The model cannot be read or built for the target."""
+
+    exit_code = 4
+
+
+class SourceError(ModelError):
+    """The source cannot be read."""
+
+
+class ConversionError(ModelError):
+    """The source cannot be brought to the carrier, or the carrier computes something else."""
+
+
+class QuantizationError(ModelError):
+    """The recipe cannot be applied to the model."""
+
+
+class ArtifactError(EdgekitError):
+    """The folder is no artifact, or its files do not match their digests."""
+
+    exit_code = 4
+
+
+def _subclasses(cls: type[EdgekitError]) -> dict[str, type[EdgekitError]]:
+    found = {cls.__name__: cls}
+    for sub in cls.__subclasses__():
+        found |= _subclasses(sub)
+    return found
+
+
+def from_json(data: dict[str, Any]) -> EdgekitError:
+    """Rebuild an error that a child process wrote with `EdgekitError.to_json`."""
+    cls = _subclasses(EdgekitError).get(str(data.get("error")), ToolError)
+    return cls(str(data.get("message")), hint=data.get("hint"), log=data.get("log"))

@@ -1,0 +1,190 @@
+"""Run one stage in a child process, so that a crash, a hang or a memory blow-up there is an error message here.
+
+A stage is a module-level function `stage(request: dict, progress: Progress) -> dict`, named as `"edge.stages:name"`.
+Requests and results are JSON, arrays travel as files: a child that ran a foreign model is never unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edge import errors
+
+# Called with the text of a step, and the share that is done (0 to 1) where it is known.
+Progress = Callable[[str, float | None], None]
+
+DEFAULT_TIMEOUT_S = 3600.0
+_PROGRESS_FD_VARIABLE = "EDGEKIT_PROGRESS_FD"
+_GRACE_S = 2.0
+
+
+def no_progress(text: str, share: float | None = None) -> None:
+    """Ignore progress."""
+
+
+def default_memory_limit() -> int:
+    """Return the address-space limit of a child in bytes: EDGEKIT_MEMORY_LIMIT_GB, else 32 GiB or twice the RAM.
+
+    It is a limit on reservations, not on use: TensorFlow and XNNPACK reserve several times what they touch.
+    """
+    if text := os.environ.get("EDGEKIT_MEMORY_LIMIT_GB"):
+        try:
+            return int(float(text) * 2**30)
+        except ValueError:
+            raise errors.ConfigError(
+                f"EDGEKIT_MEMORY_LIMIT_GB is {text!r}; accepted: a number of GiB, such as 16"
+            ) from None
+    try:
+        ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        ram = 0
+    return max(32 * 2**30, 2 * ram)
+
+
+def _limit_resources(memory_bytes: int) -> Callable[[], None]:
+    def apply() -> None:
+        import resource
+
+        # A hard limit below ours may be in force already (containers): then that one stays.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+    return apply
+
+
+def _environment(progress_fd: int) -> dict[str, str]:
+    quiet = {
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_ENABLE_ONEDNN_OPTS": "0",  # reproducible float results of the source on every x86 host
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "PYTHONHASHSEED": "0",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {**quiet, **os.environ, "PYTHONHASHSEED": "0", _PROGRESS_FD_VARIABLE: str(progress_fd)}
+
+
+def _forward_progress(read_fd: int, progress: Progress) -> None:
+    with os.fdopen(read_fd, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                event = json.loads(line)
+                progress(str(event["text"]), event.get("share"))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the child and all it started: TERM to its group, then KILL."""
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, sig)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+            break
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _started(command: list[str], log: Path, progress: Progress, memory_bytes: int) -> Iterator[subprocess.Popen[bytes]]:
+    read_fd, write_fd = os.pipe()
+    try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(write_fd),
+                pass_fds=(write_fd,),
+                start_new_session=True,
+                preexec_fn=_limit_resources(memory_bytes),
+            )
+    except BaseException:
+        os.close(read_fd)
+        raise
+    finally:
+        os.close(write_fd)
+    reader = threading.Thread(target=_forward_progress, args=(read_fd, progress), daemon=True)
+    reader.start()
+    try:
+        yield process
+    finally:
+        _stop(process)
+        reader.join(_GRACE_S)
+
+
+def call(
+    stage: str,
+    request: dict[str, Any],
+    *,
+    workdir: Path,
+    name: str | None = None,
+    progress: Progress = no_progress,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    memory_bytes: int | None = None,
+) -> dict[str, Any]:
+    """Run `stage` (`"module:function"`) with `request` in a child process and return its result.
+
+    `workdir` receives `NAME.log` with all that the child printed. Errors of edgekit raised in the child are raised
+    here again. Raises StageCrashError, StageTimeoutError, StageMemoryError, ToolError.
+    """
+    name = name or stage.rpartition(":")[2]
+    log, asked, answered = (workdir / f"{name}{end}" for end in (".log", ".request.json", ".result.json"))
+    answered.unlink(missing_ok=True)
+    asked.write_text(json.dumps(request), encoding="utf-8")
+    # -P: a module in the user's folder must not shadow one of a framework.
+    command = [sys.executable, "-P", "-m", "edge.isolate_worker", stage, str(asked), str(answered)]
+    deadline = time.monotonic() + timeout_s
+    with _started(command, log, progress, memory_bytes or default_memory_limit()) as process:
+        try:
+            code = process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise errors.StageTimeoutError(
+                f"{name} took longer than {timeout_s:g} s and was stopped.",
+                hint="Give it more time with --timeout, or a smaller model or data set.",
+                log=str(log),
+            ) from None
+    return _result(name, code, answered, log)
+
+
+def _result(name: str, code: int, answered: Path, log: Path) -> dict[str, Any]:
+    try:
+        answer = json.loads(answered.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _death(name, code, log) from None
+    if "error" in answer:
+        error = errors.from_json(answer["error"])
+        error.log = error.log or str(log)
+        raise error
+    result: dict[str, Any] = answer["result"]
+    return result
+
+
+def _death(name: str, code: int, log: Path) -> errors.EdgekitError:
+    tail = log.read_bytes()[-4000:].decode(errors="replace") if log.exists() else ""
+    if code == -signal.SIGKILL or "bad_alloc" in tail or "MemoryError" in tail:
+        return errors.StageMemoryError(
+            f"{name} ran out of memory and was stopped.",
+            hint="Free memory, use fewer samples, or raise EDGEKIT_MEMORY_LIMIT_GB.",
+            log=str(log),
+        )
+    if code < 0:
+        return errors.StageCrashError(
+            f"{name} crashed with {signal.Signals(-code).name} inside a library that edgekit calls.",
+            hint="The model or the library is at fault; the log has its last words.",
+            log=str(log),
+        )
+    last = next((line for line in reversed(tail.splitlines()) if line.strip()), "it printed nothing")
+    return errors.ToolError(f"{name} ended with exit code {code}: {last.strip()[:300]}", log=str(log))

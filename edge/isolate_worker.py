@@ -1,0 +1,70 @@
+"""The child's side of `edge.isolate`: run one stage, write its result or its error as JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from edge import errors
+from edge.isolate import _PROGRESS_FD_VARIABLE, Progress, no_progress
+
+
+def _progress() -> Progress:
+    number = os.environ.pop(_PROGRESS_FD_VARIABLE, "")
+    if not number:
+        return no_progress
+    stream = os.fdopen(int(number), "w", encoding="utf-8", buffering=1)
+    os.set_inheritable(int(number), False)  # noqa: FBT003 - grandchildren must not keep the pipe open
+
+    def report(text: str, share: float | None = None) -> None:
+        stream.write(json.dumps({"text": text, "share": share}) + "\n")
+
+    return report
+
+
+def _describe(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, errors.EdgekitError):
+        return error.to_json()
+    if isinstance(error, MemoryError):
+        return errors.StageMemoryError(
+            "A stage ran out of memory.", hint="Use fewer samples or raise EDGEKIT_MEMORY_LIMIT_GB."
+        ).to_json()
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("edge."):
+        return errors.MissingPackageError(
+            f"The Python package {error.name!r} is needed and not installed.",
+            hint="Install the extra that brings it: pip install 'edgekit[all]'; `edgekit doctor` shows what is missing.",
+        ).to_json()
+    first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return errors.ToolError(f"{type(error).__name__}: {first.strip()[:500]}").to_json()
+
+
+def main(stage: str, asked: str, answered: str) -> int:
+    """Run `stage` on the request file and write the answer file, whole or not at all."""
+    progress = _progress()
+    module, _, function = stage.partition(":")
+    answer: dict[str, Any]
+    try:
+        request = json.loads(Path(asked).read_text(encoding="utf-8"))
+        answer = {"result": getattr(importlib.import_module(module), function)(request, progress)}
+        text = json.dumps(answer)
+        code = 0
+    except Exception as error:
+        traceback.print_exc()
+        text, code = json.dumps({"error": _describe(error)}), 1
+    temporary = Path(f"{answered}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(answered)
+    sys.stdout.flush()
+    return code
+
+
+if __name__ == "__main__":
+    exit_code = main(*sys.argv[1:4])
+    # Some frameworks crash while the interpreter shuts down; the answer is already on disk.
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,79 @@
+"""What a source is: something that yields a float model, its signature, and reference outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from edge.findings import Finding
+from edge.signature import Layout, Preprocess, Signature, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputDeclaration:
+    """What the user says of one input: every field is optional and wins over what the source says."""
+
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    layout: Layout | None = None
+    preprocess: Preprocess | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What the user says of a source: inputs by name (or by position, `"0"`), output names in order, layout wish.
+
+    `layout` is what the built program's image inputs shall have: `keep`, or `channel-last` (4-D channel-first inputs and
+    outputs become NHWC). `trust` allows what can run code that a model file carries (Keras Lambda, pickled modules).
+    """
+
+    inputs: Mapping[str, InputDeclaration] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    layout: Literal["keep", "channel-last"] = "channel-last"
+    task: Task = "other"
+    labels: tuple[str, ...] = ()
+    trust: bool = False
+
+
+class LoadedSource(Protocol):
+    """A source opened in a child process.
+
+    `signature` has the layouts of the program that will be built: where the source is channel-first and channel-last was
+    asked for, `run` takes channel-last arrays and transposes for the source itself. `state_findings` are findings known
+    after loading. `tools` maps the packages that shape the result to their versions.
+    """
+
+    signature: Signature
+    findings: tuple[Finding, ...]
+    tools: Mapping[str, str]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the float reference outputs, by signature name."""
+        ...
+
+    def to_litert(self, path: Path) -> None:
+        """Write a float LiteRT flatbuffer whose signature names are the signature's. Raises ConversionError."""
+        ...
+
+
+class Source(Protocol):
+    """One kind of source. `matches` reads at most the first bytes of the file and imports no framework."""
+
+    kind: str
+    packages: tuple[str, ...]
+
+    def matches(self, location: str) -> bool:
+        """Tell whether `location` is of this kind, by content."""
+        ...
+
+    def load(self, location: str, declaration: Declaration) -> LoadedSource:
+        """Open the source in this process. Raises SourceError, MissingPackageError."""
+        ...
