@@ -166,7 +166,9 @@ def _result(name: str, code: int, answered: Path, log: Path) -> dict[str, Any]:
         raise _death(name, code, log) from None
     if "error" in answer:
         error = errors.from_json(answer["error"])
-        error.log = error.log or str(log)
+        # What the user gave wrongly needs no log of a library.
+        if not isinstance(error, errors.UsageError):
+            error.log = error.log or str(log)
         raise error
     result: dict[str, Any] = answer["result"]
     return result

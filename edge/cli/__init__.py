@@ -1,1 +1,61 @@
+"""The command line: one module per command, nothing heavy imported at start."""
 
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import typer
+
+
+def application() -> typer.Typer:
+    """Return the typer application with all commands."""
+    import typer
+
+    from edge.cli import build, check, compile_, devices, doctor, init, inspect, targets
+
+    app = typer.Typer(
+        name="edgekit",
+        help="Take a trained model to an edge device and prove that it works there.",
+        epilog="Add --debug to any command to see tracebacks. Exit codes: 0 done and within budget, 1 a budget is broken, "
+        "2 wrong usage, 3 a tool or device is missing or failed, 4 the model cannot be built, 70 a bug of edgekit.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for module in (build, check, inspect, compile_, targets, devices, doctor, init):
+        module.register(app)
+    app.command("demo")(_demo_command())
+    app.callback(invoke_without_command=True)(_root)
+    return app
+
+
+def _demo_command() -> object:
+    from edge.cli import demo
+
+    return demo.demo
+
+
+def _root(version: bool = False) -> None:
+    """Take a trained model to an edge device and prove that it works there."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        sys.stdout.write(f"edgekit {version_of('edgekit')}\n")
+        raise SystemExit(0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code; the console script."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given or bool(os.environ.get("EDGEKIT_DEBUG"))
+    given = [a for a in given if a != "--debug"]
+    from edge.cli.outcome import run
+
+    sys.exit(run(given, debug=debug))

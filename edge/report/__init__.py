@@ -1,1 +1,1 @@
-
+"""Reports: console, Markdown and JSON from one manifest."""

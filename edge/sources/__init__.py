@@ -1,1 +1,1 @@
-
+"""Sources: what yields a float model, its signature and reference outputs."""

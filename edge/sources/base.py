@@ -31,8 +31,11 @@ class InputDeclaration:
 class Declaration:
     """What the user says of a source: inputs by name (or by position, `"0"`), output names in order, layout wish.
 
-    `layout` is what the built program's image inputs shall have: `keep`, or `channel-last` (4-D channel-first inputs and
-    outputs become NHWC). `trust` allows what can run code that a model file carries (Keras Lambda, pickled modules).
+    `layout` is what the built program's image inputs shall have: `keep`, or `channel-last` (4-D channel-first inputs
+    and outputs become NHWC). `trust` allows what can run code that a model file carries (a Keras Lambda).
+    Shapes and layouts of `inputs` are the source's own, before `layout` is applied. `signature` chooses one of several
+    signatures of a file. `decided` hands back the signature of an earlier load of the same source and declaration:
+    a PyTorch source then needs no trial conversion to find out which ends take channel-last.
     """
 
     inputs: Mapping[str, InputDeclaration] = field(default_factory=dict)
@@ -41,19 +44,43 @@ class Declaration:
     task: Task = "other"
     labels: tuple[str, ...] = ()
     trust: bool = False
+    signature: str = ""
+    decided: Signature | None = None
 
 
 class LoadedSource(Protocol):
     """A source opened in a child process.
 
-    `signature` has the layouts of the program that will be built: where the source is channel-first and channel-last was
-    asked for, `run` takes channel-last arrays and transposes for the source itself. `state_findings` are findings known
-    after loading. `tools` maps the packages that shape the result to their versions.
+    `signature` has the layouts of the program that will be built: where the source is channel-first and channel-last
+    was asked for, `run` takes channel-last arrays and transposes for the source itself. `findings` grow with
+    `to_litert`. `tools` maps the packages that shape the result to their versions. `digest` is a sha256 in hexadecimal
+    over what defines the model: the file, or a factory's text and its parameters. `kind` is the source's.
     """
 
-    signature: Signature
-    findings: tuple[Finding, ...]
-    tools: Mapping[str, str]
+    @property
+    def kind(self) -> str:
+        """The kind of source."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the source."""
+        ...
+
+    @property
+    def signature(self) -> Signature:
+        """The contract of the program that will be built."""
+        ...
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What was found while loading and converting."""
+        ...
+
+    @property
+    def tools(self) -> Mapping[str, str]:
+        """Versions of the packages that shape the result."""
+        ...
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the float reference outputs, by signature name."""

@@ -174,7 +174,16 @@ def load(source: Path | bytes, *, name: str | None = None) -> Any:
     except Exception as error:  # the generated reader raises whatever a wild offset leads to
         raise _bad(where, "it ends early or an offset leads out of the file") from error
     _check(model, where, len(data))
+    _inline_buffers(model, data)
     return model
+
+
+def _inline_buffers(model: Any, data: bytes) -> None:
+    """Bring buffers that stand behind the flatbuffer (large models, ai-edge-quantizer) into the object."""
+    for buffer in model.buffers:
+        if buffer.offset > 1 and buffer.size > 0:
+            buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
 
 
 def _check(model: Any, where: str, size: int) -> None:
@@ -338,3 +347,12 @@ def dump(model: Any) -> bytes:
 def parameter_bytes(model: Any) -> int:
     """Return the bytes of all constant buffers."""
     return sum(len(b.data) for b in model.buffers if b.data is not None)
+
+
+def constant(model: Any, tensor: Any) -> Array | None:
+    """Return the constant value of a `TensorT` in its shape, None for an activation, a packed or a sparse type."""
+    view = _tensor(0, tensor, tuple(b.data for b in model.buffers))
+    if not view.is_constant or view.dtype not in _NUMPY.values() or tensor.sparsity is not None:
+        return None
+    raw = np.ascontiguousarray(model.buffers[tensor.buffer].data)
+    return np.frombuffer(raw.tobytes(), view.dtype)[: view.elements].reshape(view.shape)

@@ -1,0 +1,297 @@
+"""The artifact: a folder with a program, its manifest, golden vectors and report, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from edge import codec
+from edge.errors import ArtifactError, DiskFullError, OutputError
+from edge.findings import Finding
+from edge.signature import Signature
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+Verdict = Literal["pass", "fail", "unchecked"]
+FileRole = Literal["program", "compiled", "carrier", "golden", "report", "placement", "log", "extra"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file of the artifact; `path` is relative with forward slashes."""
+
+    path: str
+    role: FileRole
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """The samples that were used: digest of their content, how many, from what kind of data, which part."""
+
+    name: str
+    kind: str
+    digest: str
+    samples: int
+    selection: str = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """What was built: kind and name of the source and the digest of its content."""
+
+    name: str
+    kind: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """The task metric on the same samples at three stages; `drop` = float - quantized, positive is a loss.
+
+    `drop_low` and `drop_high` are the 95 % interval of the paired difference, None where there are too few samples.
+    """
+
+    metric: str
+    float: float
+    carrier: float
+    quantized: float
+    drop: float
+    drop_low: float | None
+    drop_high: float | None
+    samples: int
+    mode: Literal["measured", "emulated"]
+    kernels: str
+    higher_is_better: bool = True
+    p_value: float | None = None
+    detectable_drop: float | None = None
+    interval_method: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputParity:
+    """One output against the float source: signal-to-noise in dB (None: exact), cosine, largest difference."""
+
+    output: str
+    snr_db: float | None
+    cosine: float | None
+    max_abs: float
+    carrier_snr_db: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """All numbers of an artifact; each carries its mode."""
+
+    accuracy: Accuracy | None = None
+    parity: tuple[OutputParity, ...] = ()
+    latency: Mapping[str, Any] | None = None
+    predicted_latency: Mapping[str, Any] | None = None
+    memory: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that is known of an artifact; equal builds give equal manifests but for `created` and measured times."""
+
+    schema_version: int = SCHEMA_VERSION
+    edgekit: str
+    created: str
+    name: str
+    target: str
+    runtime: str
+    recipe: Mapping[str, Any]
+    recipe_name: str
+    quantizer: str
+    source: SourceRecord
+    calibration: DataRecord | None
+    evaluation: DataRecord | None
+    tools: Mapping[str, str]
+    source_signature: Signature
+    signature: Signature
+    metrics: Metrics
+    budgets: Mapping[str, float]
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[FileRecord, ...] = ()
+
+    def file(self, role: FileRole) -> FileRecord | None:
+        """Return the first file of that role."""
+        return next((f for f in self.files if f.role == role), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """An artifact on disk whose files matched their digests when it was opened."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, role: FileRole) -> Path | None:
+        """Return the path of the first file of that role."""
+        record = self.manifest.file(role)
+        return self.path / record.path if record else None
+
+    @property
+    def program(self) -> Path:
+        """The program that the runtime loads."""
+        found = self.file("program")
+        if found is None:
+            raise ArtifactError(f"{self.path} has no program file.", hint="Build it again.")
+        return found
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def record(root: Path, path: Path, role: FileRole) -> FileRecord:
+    """Return the record of a file below `root`."""
+    relative = path.relative_to(root).as_posix()
+    return FileRecord(path=relative, role=role, bytes=path.stat().st_size, sha256=sha256(path))
+
+
+@contextlib.contextmanager
+def writing(destination: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `destination` that takes its place when the block ends well.
+
+    An artifact that stood there before is replaced in one rename; any other folder that is not empty is left alone
+    and refused. Raises OutputError, DiskFullError.
+    """
+    destination = destination.absolute()
+    check_destination(destination)
+    with translating_os_errors(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        temporary.chmod(0o755)
+        try:
+            yield temporary
+            _replace(temporary, destination)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_destination(destination: Path) -> None:
+    """Refuse, before any work, a place where an artifact cannot be written; raise OutputError."""
+    if destination.exists() and not destination.is_dir():
+        raise OutputError(f"{destination} is a file.", hint="Give another folder with -o.")
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / MANIFEST).is_file():
+        raise OutputError(
+            f"{destination} holds other files and no artifact of edgekit.",
+            hint="Give a new or empty folder with -o, or remove it.",
+        )
+    parent = destination if destination.exists() else destination.parent
+    while not parent.exists():
+        parent = parent.parent
+    # The artifact is renamed into place, so it is the parent folder that must take new names.
+    holder = destination.parent if destination.exists() else parent
+    if not os.access(holder, os.W_OK | os.X_OK):
+        raise OutputError(f"The folder {holder} is read-only.", hint="Give another place with -o.")
+
+
+@contextlib.contextmanager
+def translating_os_errors(place: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that refuses writing into an error of edgekit."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"No space is left while writing {place}.", hint="Free space; nothing was left half-written."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise OutputError(
+                f"{error.filename or place} cannot be written.", hint="Give another place with -o."
+            ) from error
+        raise
+
+
+def _replace(temporary: Path, destination: Path) -> None:
+    if not destination.exists():
+        temporary.rename(destination)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
+    destination.rename(old / "artifact")
+    try:
+        temporary.rename(destination)
+    except OSError:
+        (old / "artifact").rename(destination)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def with_files(root: Path, manifest: Manifest, roles: Mapping[str, FileRole]) -> Manifest:
+    """Return the manifest with a record of each file of `roles` (relative path -> role) below `root`."""
+    return replace(manifest, files=tuple(record(root, root / path, role) for path, role in sorted(roles.items())))
+
+
+def write_manifest(root: Path, manifest: Manifest, roles: Mapping[str, FileRole]) -> Manifest:
+    """Write `manifest.json` with the records of all files of `roles`; return the manifest as written."""
+    complete = with_files(root, manifest, roles)
+    codec.write_atomically(root / MANIFEST, codec.dumps(codec.to_json(complete)))
+    return complete
+
+
+def read(path: Path) -> Artifact:
+    """Open an artifact folder; raise ArtifactError where it is none or a file does not match its digest."""
+    manifest_path = path / MANIFEST if path.is_dir() else path
+    if manifest_path.name != MANIFEST or not manifest_path.is_file():
+        raise ArtifactError(
+            f"{path} is no artifact: it has no {MANIFEST}.", hint="Give the folder that `edgekit build` wrote."
+        )
+    manifest = _parse(manifest_path)
+    root = manifest_path.parent
+    for f in manifest.files:
+        _check_file(root, f)
+    return Artifact(path=root, manifest=manifest)
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read as JSON: {error}.", hint="Build the artifact again.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {version!r}; this edgekit reads version {SCHEMA_VERSION}.",
+            hint="Build the artifact again with this version.",
+        )
+    from pydantic import ValidationError
+
+    try:
+        return codec.from_json(Manifest, data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"{path}: {where}: {first['msg']}.", hint="Build the artifact again.") from error
+
+
+def _check_file(root: Path, f: FileRecord) -> None:
+    relative = PurePosixPath(f.path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ArtifactError(f"The manifest names {f.path!r}, a file outside of the artifact.", hint="Do not trust it.")
+    path = root / relative
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing from the artifact.", hint="Build the artifact again.")
+    found = sha256(path)
+    if found != f.sha256:
+        raise ArtifactError(
+            f"{path} does not match its digest: sha256 {found[:12]}… instead of {f.sha256[:12]}….",
+            hint="The file was changed or damaged after the build; build the artifact again.",
+        )

@@ -1,0 +1,138 @@
+"""`edgekit build`: a trained model to verified artifacts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge.cli import options
+from edge.cli.talk import Talk
+
+if TYPE_CHECKING:
+    from edge.project import Project
+
+_EXAMPLES = """Examples:
+
+  edgekit build model.keras --target coral --calibration images/ --preprocess scale=1/255
+
+  edgekit build net.py:make_net --target rpi4 --target coral --calibration data.npz --max-drop 1%
+
+  edgekit build      (with an edgekit.toml in the folder)
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("build", epilog=_EXAMPLES)(build)
+
+
+def build(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help=".keras, .h5, .tflite, .pt2, or file.py:factory; default: model.source of edgekit.toml.",
+            metavar="[SOURCE]",
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", "-t", help="Target name or .toml file; may be repeated.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Representative samples, the same forms as --evaluation.", metavar="DATA")
+    ] = None,
+    evaluation: options.Evaluation = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="float32, float16, dynamic, dynamic-4, weight-only, weight-only-4, int8, int8x16."),
+    ] = None,
+    io: Annotated[str | None, typer.Option(help="dtype at the ends of an int8 program: int8, uint8, float32.")] = None,
+    max_drop: Annotated[str | None, typer.Option(help="Budget: loss of the metric, such as 1%.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Budget: median latency, such as 5ms.")] = None,
+    max_size: Annotated[str | None, typer.Option(help="Budget: size of the program, such as 500kB.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="top1, top5, mae, psnr, miou, auc, ap50, ... or file.py:metric.")
+    ] = None,
+    preprocess: options.Preprocess = None,
+    shape: options.Shape = None,
+    layout: Annotated[str | None, typer.Option(help="channel-last (default) or keep.")] = None,
+    keep_float: Annotated[
+        list[str] | None, typer.Option(help="Operator type, or tensor:REGEX, that stays float; may be repeated.")
+    ] = None,
+    runtime: Annotated[str | None, typer.Option(help="Another runtime of the target than its first.")] = None,
+    calibration_samples: Annotated[
+        int | None, typer.Option(help="How many samples calibrate (default 300, evenly spread).")
+    ] = None,
+    evaluation_samples: Annotated[int | None, typer.Option(help="At most this many samples evaluate.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Latency profile: none, smoke (default), quick, standard.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for one stage (default 3600).")] = None,
+    multiple_subgraphs: Annotated[
+        bool, typer.Option("--multiple-subgraphs", help="Edge TPU: keep every mapped subgraph (compiler's -a).")
+    ] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Allow code that the model file carries to run.")] = False,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="Folder for the artifacts (default edgekit-build).")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Another edgekit.toml.")] = None,
+    json_: options.Json = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Import, quantize, lower, check and write one verified artifact per target."""
+    given: dict[str, Any] = {
+        "source": source,
+        "targets": target,
+        "calibration": calibration,
+        "evaluation": evaluation,
+        "recipe": recipe,
+        "io": io,
+        "max_drop": max_drop,
+        "max_latency": max_latency,
+        "max_size": max_size,
+        "metric": metric,
+        "preprocess": options.preprocessing(preprocess) or None,
+        "shapes": options.shapes(shape) or None,
+        "layout": layout,
+        "keep_float": keep_float,
+        "runtime": runtime,
+        "calibration_samples": calibration_samples,
+        "evaluation_samples": evaluation_samples,
+        "latency": latency,
+        "timeout_s": timeout,
+        "options": {"multiple_subgraphs": True} if multiple_subgraphs else None,
+        "trust": trust or None,
+        "output": output,
+    }
+    return _run(_project(given, config), as_json=json_, quiet=quiet)
+
+
+def _project(given: dict[str, Any], config: Path | None) -> Project:
+    from edge import project
+
+    path = config or Path(project.FILE)
+    settings: dict[str, Any] = {}
+    # With a source on the command line, a file that happens to lie in the folder is another model's.
+    if config or (given["source"] is None and path.is_file()):
+        settings = project.flat(project.read_file(path))
+    settings |= {key: value for key, value in given.items() if value not in (None, [])}
+    return project.resolve(settings)
+
+
+def _run(project: Project, *, as_json: bool, quiet: bool) -> int:
+    from edge import errors, pipeline
+    from edge.report import console, machine
+
+    talk = Talk(quiet=quiet)
+    try:
+        artifacts = pipeline.build(project, talk)
+    finally:
+        talk.done()
+    if as_json:
+        records = [machine.build_record(a) for a in artifacts]
+        sys.stdout.write(machine.dumps(records[0] if len(records) == 1 else records))
+    else:
+        for artifact in artifacts:
+            console.show(artifact)
+    failed = any(a.manifest.verdict == "fail" for a in artifacts)
+    return errors.EXIT_BUDGET if failed else errors.EXIT_OK

@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge.errors import ConfigError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Evaluation = Annotated[
+    str | None,
+    typer.Option(help="Labelled samples: .npz, .npy, image folder, .csv, or file.py:callable.", metavar="DATA"),
+]
+ArtifactPath = Annotated[Path, typer.Argument(help="The folder that `edgekit build` wrote.", metavar="ARTIFACT")]
+Preprocess = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="How raw samples become the input: 'scale=1/255' or 'image:scale=1/127.5,mean=1,resize=bilinear'.",
+        metavar="[INPUT:]KEY=VALUE,...",
+    ),
+]
+Shape = Annotated[
+    list[str] | None, typer.Option(help="Shape of an input: 'image=1,3,224,224'.", metavar="[INPUT=]N,...")
+]
+
+
+def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Return shapes by input name; raise ConfigError."""
+    from edge.project import parse_shape
+
+    found = {}
+    for text in texts or ():
+        try:
+            name, shape = parse_shape(text)
+        except ValueError as error:
+            raise ConfigError(f"--shape {error}") from None
+        found[name] = shape
+    return found
+
+
+def preprocessing(texts: list[str] | None) -> dict[str, Any]:
+    """Return preprocessing by input name (`"0"` where none is named); raise ConfigError."""
+    from edge.preprocess import parse_preprocess
+
+    found = {}
+    for text in texts or ():
+        name, colon, rest = text.partition(":")
+        # A colon after the first `=` belongs to a value: mean=1:2:3.
+        named = bool(colon) and "=" not in name
+        found[name if named else "0"] = parse_preprocess(rest if named else text)
+    return found

@@ -1,0 +1,1 @@
+"""The demo: two small networks trained on real data."""

@@ -1,0 +1,349 @@
+"""edgekit.toml and the command line to one frozen Project; all configuration errors are collected before any work."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edge.calibration import recipe as recipes
+from edge.calibration.recipe import InputOutput, Override, Recipe
+from edge.errors import ConfigError
+from edge.signature import Preprocess
+from edge.sources.base import Declaration, InputDeclaration
+
+FILE = "edgekit.toml"
+DEFAULT_OUTPUT = "edgekit-build"
+DEFAULT_CALIBRATION_SAMPLES = 300
+INPUT_KEYS = ("shape", "dtype", "layout", "preprocess")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budgets:
+    """What an artifact must keep. `max_drop` is a fraction of the metric's points (0.01 = one point of accuracy)."""
+
+    max_drop: float | None = None
+    max_latency_ms: float | None = None
+    max_size_bytes: int | None = None
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the budgets that are set."""
+        pairs = (
+            ("max_drop", self.max_drop),
+            ("max_latency_ms", self.max_latency_ms),
+            ("max_size_bytes", self.max_size_bytes),
+        )
+        return {k: float(v) for k, v in pairs if v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """One build, resolved: what to build, for which targets, with which data, recipe and budgets."""
+
+    source: str
+    name: str
+    targets: tuple[str, ...]
+    calibration: str | None = None
+    evaluation: str | None = None
+    calibration_samples: int = DEFAULT_CALIBRATION_SAMPLES
+    evaluation_samples: int | None = None
+    metric: str | None = None
+    recipe: str | None = None
+    io: InputOutput | None = None
+    overrides: tuple[Override, ...] = ()
+    runtime: str | None = None
+    declaration: Declaration = field(default_factory=Declaration)
+    budgets: Budgets = field(default_factory=Budgets)
+    output: Path = Path(DEFAULT_OUTPUT)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float = 3600.0
+    latency_profile: str = "smoke"
+
+    def recipe_for(self, default: str, io: InputOutput) -> Recipe:
+        """Return the recipe of one target: the project's, else the target's default."""
+        chosen = recipes.named(self.recipe or default, io=self.io or io)
+        return replace(chosen, overrides=self.overrides)
+
+
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "trust"),
+    "data": ("calibration", "evaluation", "calibration_samples", "evaluation_samples", "metric"),
+    "build": ("targets", "recipe", "io", "runtime", "output", "keep_float", "timeout_s", "latency", "options"),
+    "budgets": ("max_drop", "max_latency", "max_size"),
+}
+
+
+def parse_share(text: str | float) -> float:
+    """Return a fraction: `1%` and `0.01` are both 0.01; raise ValueError."""
+    if isinstance(text, str) and text.strip().endswith("%"):
+        value = float(text.strip()[:-1]) / 100
+    else:
+        value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r}; accepted: a share such as 1% or 0.01")
+    return value
+
+
+_DURATIONS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_SIZES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1}
+
+
+def parse_duration_ms(text: str | float) -> float:
+    """Return milliseconds: `5ms`, `0.2s`, `800us`, or a plain number of milliseconds; raise ValueError."""
+    return _with_unit(text, _DURATIONS, "a duration such as 5ms")
+
+
+def parse_size(text: str | float) -> int:
+    """Return bytes: `500kB`, `2MiB`, or a plain number of bytes; raise ValueError."""
+    return int(_with_unit(text, _SIZES, "a size such as 500kB"))
+
+
+def _with_unit(text: str | float, units: Mapping[str, float], accepted: str) -> float:
+    raw = str(text).strip().lower()
+    unit = next((u for u in sorted(units, key=len, reverse=True) if raw.endswith(u)), None)
+    try:
+        value = float(raw.removesuffix(unit)) * units[unit] if unit else float(raw)
+    except ValueError:
+        raise ValueError(f"{text!r}; accepted: {accepted}") from None
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{text!r}; accepted: {accepted}")
+    return value
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return input name (or position) and shape of `image=1,3,32,32`; a bare `1,3,32,32` is input `0`; raise ValueError."""
+    name, equals, numbers = text.rpartition("=")
+    try:
+        shape = tuple(int(n) for n in numbers.replace("x", ",").split(","))
+    except ValueError:
+        raise ValueError(f"{text!r}; accepted: NAME=1,3,32,32") from None
+    if any(n < 1 for n in shape):
+        raise ValueError(f"{text!r}; every dimension must be at least 1")
+    return (name if equals else "0"), shape
+
+
+class _Collector:
+    """Collects problems instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def take(self, where: str, parse: Any, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return parse(value)
+        except (ValueError, TypeError, ConfigError) as error:
+            self.problems.append(f"{where}: {error}")
+            return None
+
+    def raise_if_any(self, what: str) -> None:
+        if self.problems:
+            raise ConfigError(
+                f"{what} has {len(self.problems)} problem(s):\n  " + "\n  ".join(self.problems),
+                hint=f"`edgekit init` writes a commented {FILE} to start from.",
+            )
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Return the tables of an edgekit.toml, paths in it made relative to its folder; raise ConfigError."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}.") from error
+    problems = _Collector()
+    for section, table in tables.items():
+        if section not in _SECTIONS or not isinstance(table, dict):
+            problems.problems.append(f"[{section}]: no such section ({', '.join(_SECTIONS)})")
+            continue
+        problems.problems += [
+            f"{section}.{key}: no such key ({', '.join(_SECTIONS[section])})"
+            for key in table
+            if key not in _SECTIONS[section]
+        ]
+    problems.raise_if_any(str(path))
+    for section, key in (("model", "source"), ("data", "calibration"), ("data", "evaluation"), ("build", "output")):
+        value = tables.get(section, {}).get(key)
+        if isinstance(value, str) and value and not Path(value).is_absolute():
+            tables[section][key] = str(path.parent / value)
+    return tables
+
+
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of all sections in one mapping; no key stands in two sections."""
+    return {key: value for table in tables.values() for key, value in table.items()}
+
+
+def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> Project:
+    """Return the Project of `flat` settings (file, then command line on top); raise ConfigError with every problem."""
+    get = settings.get
+    c = _Collector()
+    if not get("source"):
+        c.problems.append(f"source: no model is given (an argument, or model.source in {FILE})")
+    if not get("targets"):
+        c.problems.append("targets: no target is given (--target NAME, or build.targets)")
+    source = str(get("source") or "")
+    options = {
+        "calibration_samples": c.take("calibration_samples", _positive, get("calibration_samples")),
+        "evaluation_samples": c.take("evaluation_samples", _positive, get("evaluation_samples")),
+        "recipe": c.take("recipe", lambda v: recipes.named(v).name, get("recipe")),
+        "io": c.take("io", _one_of("int8", "uint8", "float32"), get("io")),
+        "overrides": c.take("keep_float", _overrides, get("keep_float")),
+        "timeout_s": c.take("timeout_s", _positive_number, get("timeout_s")),
+        "latency_profile": c.take("latency", _one_of("none", "smoke", "quick", "standard"), get("latency")),
+        "options": c.take("options", dict, get("options")),
+    }
+    declaration = _declaration(settings, c)
+    budgets = Budgets(
+        max_drop=c.take("max_drop", parse_share, get("max_drop")),
+        max_latency_ms=c.take("max_latency", parse_duration_ms, get("max_latency")),
+        max_size_bytes=c.take("max_size", parse_size, get("max_size")),
+    )
+    targets = c.take("targets", _strings, get("targets")) or ()
+    c.raise_if_any(what)
+    return Project(
+        source=source,
+        name=str(get("name") or default_name(source)),
+        targets=targets,
+        calibration=get("calibration"),
+        evaluation=get("evaluation"),
+        metric=get("metric"),
+        runtime=get("runtime"),
+        declaration=declaration,
+        budgets=budgets,
+        output=Path(get("output") or DEFAULT_OUTPUT),
+        **{k: v for k, v in options.items() if v is not None},
+    )
+
+
+def default_name(source: str) -> str:
+    """Return a folder-safe name for a source: `nets/model.py:make_net` is `make_net`."""
+    path, _, attribute = source.rpartition(":")
+    base = attribute if path.endswith(".py") else Path(source).stem
+    return "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in base).strip("._") or "model"
+
+
+def _positive(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != float(value) or int(value) < 1:
+        raise ValueError(f"{value!r}; accepted: a whole number from 1")
+    return int(value)
+
+
+def _positive_number(value: Any) -> float:
+    if isinstance(value, bool) or not float(value) > 0:
+        raise ValueError(f"{value!r}; accepted: a number above 0")
+    return float(value)
+
+
+def _one_of(*accepted: str) -> Any:
+    def parse(value: Any) -> str:
+        if value not in accepted:
+            raise ValueError(f"{value!r}; accepted: {', '.join(accepted)}")
+        return str(value)
+
+    return parse
+
+
+def _strings(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v for v in value):
+        raise ValueError(f"{value!r}; accepted: a list of texts")
+    return tuple(dict.fromkeys(value))
+
+
+def _overrides(value: Any) -> tuple[Override, ...]:
+    """`"SOFTMAX"` keeps an operator type float, `"tensor:regex"` the operators whose output name matches."""
+    import re
+
+    found = []
+    for entry in _strings(value):
+        kind, _, pattern = entry.partition(":")
+        if kind == "tensor" and pattern:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{entry!r} is no regular expression: {error}") from None
+            found.append(Override(tensor=pattern))
+        else:
+            found.append(Override(operator=entry.upper()))
+    return tuple(found)
+
+
+def _declaration(settings: Mapping[str, Any], c: _Collector) -> Declaration:
+    inputs: dict[str, InputDeclaration] = {}
+    declared = c.take("inputs", _table, settings.get("inputs")) or {}
+    for name, table in declared.items():
+        inputs[name] = _input(name, table, c)
+    for name, shape in (settings.get("shapes") or {}).items():
+        inputs[name] = replace(inputs.get(name, InputDeclaration()), shape=shape)
+    for name, pre in (settings.get("preprocess") or {}).items():
+        inputs[name] = replace(inputs.get(name, InputDeclaration()), preprocess=pre)
+    return Declaration(
+        inputs=inputs,
+        outputs=c.take("outputs", _strings, settings.get("outputs")) or (),
+        layout=c.take("layout", _one_of("keep", "channel-last"), settings.get("layout")) or "channel-last",
+        task=c.take(
+            "task", _one_of("classification", "regression", "segmentation", "detection", "other"), settings.get("task")
+        )
+        or "other",
+        labels=c.take("labels", _labels, settings.get("labels")) or (),
+        trust=bool(settings.get("trust", False)),
+    )
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+        raise ValueError(f"{value!r}; accepted: tables such as [model.inputs.image]")
+    return value
+
+
+def _labels(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip())
+    return _strings(value)
+
+
+def _input(name: str, table: Mapping[str, Any], c: _Collector) -> InputDeclaration:
+    where = f"inputs.{name}"
+    c.problems += [f"{where}.{k}: no such key ({', '.join(INPUT_KEYS)})" for k in table if k not in INPUT_KEYS]
+    return InputDeclaration(
+        shape=c.take(f"{where}.shape", _shape, table.get("shape")),
+        dtype=c.take(f"{where}.dtype", str, table.get("dtype")),
+        layout=c.take(f"{where}.layout", _one_of("NHWC", "NCHW", "NLC", "NCL", "other"), table.get("layout")),
+        preprocess=c.take(f"{where}.preprocess", preprocess, table.get("preprocess")),
+    )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, int) and v > 0 for v in value):
+        raise ValueError(f"{value!r}; accepted: a list of whole numbers from 1, batch first")
+    return tuple(value)
+
+
+def preprocess(value: Any) -> Preprocess:
+    """Return the Preprocess of a table of edgekit.toml or of a text such as `scale=1/255`; raise ValueError, ConfigError."""
+    if isinstance(value, str):
+        from edge.preprocess import parse_preprocess
+
+        return parse_preprocess(value)
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r}; accepted: a table or a text such as 'scale=1/255'")
+    known = Preprocess.__dataclass_fields__
+    if unknown := [k for k in value if k not in known]:
+        raise ValueError(f"no such key {', '.join(unknown)} ({', '.join(known)})")
+    from pydantic import ValidationError
+
+    from edge import codec
+
+    try:
+        return codec.from_json(
+            Preprocess,
+            {k: [v] if k in ("mean", "std") and isinstance(v, (int, float)) else v for k, v in value.items()},
+        )
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None

@@ -1,0 +1,153 @@
+"""The ten-second summary of an artifact: rows of label, value and mode, shared by console and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edge.artifact import Accuracy, Manifest
+
+_PERCENT_METRICS = ("top1", "top5", "top", "agreement", "miou", "auc", "ap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a report; `mode` is empty for what is no measurement (a size, a count)."""
+
+    label: str
+    value: str
+    mode: str = ""
+
+
+def size(bytes_: float) -> str:
+    """Return a size for people: `812 B`, `77.6 kB`, `3.1 MB`."""
+    value = float(bytes_)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def _is_share(metric: str) -> bool:
+    return metric.lower().startswith(_PERCENT_METRICS)
+
+
+def score(metric: str, value: float) -> str:
+    """Return a metric's value for people: shares as per cent, others with four digits."""
+    return f"{100 * value:.2f} %" if _is_share(metric) else f"{value:.4g}"
+
+
+def difference(metric: str, value: float) -> str:
+    """Return a difference of a metric for people: points for shares."""
+    return f"{100 * value:+.2f}" if _is_share(metric) else f"{value:+.3g}"
+
+
+def _accuracy_rows(a: Accuracy) -> list[Row]:
+    mode = f"{a.mode}, {a.kernels} kernels"
+    unit = " points" if _is_share(a.metric) else ""
+    drop = (
+        f"{difference(a.metric, a.drop)}{unit}, 95 % interval "
+        f"[{difference(a.metric, a.drop_low)}, {difference(a.metric, a.drop_high)}], {a.samples} samples"
+    )
+    return [
+        Row(label=f"{a.metric} float source", value=score(a.metric, a.float), mode="measured"),
+        Row(label=f"{a.metric} float carrier", value=score(a.metric, a.carrier), mode=mode),
+        Row(label=f"{a.metric} quantized", value=score(a.metric, a.quantized), mode=mode),
+        Row(label="drop (float - quantized)", value=drop, mode=mode),
+    ]
+
+
+def _latency_rows(latency: Mapping[str, Any]) -> list[Row]:
+    def ms(key: str) -> str:
+        value = latency.get(key)
+        return f"{value:.3f} ms" if isinstance(value, (int, float)) else str(value or "-")
+
+    mode = f"{latency['mode']} on the host, {latency['kernels']} kernels, {latency['threads']} thread(s)"
+    low, high = latency.get("median_low_ms"), latency.get("median_high_ms")
+    interval = f" [{low:.3f}, {high:.3f}]" if isinstance(low, float) and isinstance(high, float) else ""
+    return [
+        Row(label="latency median (99 % interval)", value=ms("median_ms") + interval, mode=mode),
+        Row(label="latency p90", value=ms("p90_ms"), mode=f"{latency['mode']}, {latency['samples']} runs, {latency['verdict']}"),
+    ]
+
+
+def _predicted_rows(predicted: Mapping[str, Any]) -> list[Row]:
+    return [
+        Row(
+            label=f"latency over {transfer}",
+            value=f"{p['value']:.2f} ms [{p['low']:.2f}, {p['high']:.2f}]",
+            mode="predicted",
+        )
+        for transfer, p in predicted.items()
+    ]
+
+
+def _placement_rows(details: Mapping[str, Any]) -> list[Row]:
+    placement = details.get("placement")
+    if not placement:
+        return []
+    source = placement["mode"]
+    rows = [
+        Row(
+            label="operators on the Edge TPU",
+            value=f"{placement['mapped']} of {placement['operators']} in {placement['subgraphs']} subgraph(s)",
+            mode=source,
+        ),
+        Row(
+            label="parameters on chip / streamed",
+            value=f"{size(placement['on_chip_bytes'])} / {size(placement['off_chip_bytes'])}",
+            mode=source,
+        ),
+    ]
+    return [*rows, Row(label="compiled", value=details.get("compiled", "no"))]
+
+
+def rows(manifest: Manifest) -> list[Row]:
+    """Return the lines of the summary, most important first."""
+    program = manifest.file("program")
+    carrier = manifest.file("carrier")
+    found: list[Row] = []
+    metrics = manifest.metrics
+    if metrics.accuracy:
+        found += _accuracy_rows(metrics.accuracy)
+    else:
+        found.append(Row(label="accuracy", value="not checked: no evaluation data"))
+    found += [
+        Row(
+            label=f"signal-to-noise {p.output}",
+            value="exact" if p.snr_db is None else f"{p.snr_db:.1f} dB",
+            mode=f"{metrics.accuracy.mode if metrics.accuracy else 'emulated'}, against the float source",
+        )
+        for p in metrics.parity
+    ]
+    found += _placement_rows(manifest.details)
+    if metrics.predicted_latency:
+        found += _predicted_rows(metrics.predicted_latency)
+    if metrics.latency:
+        found += _latency_rows(metrics.latency)
+    if program:
+        of = f" (float {size(carrier.bytes)})" if carrier else ""
+        found.append(Row(label="size", value=size(program.bytes) + of))
+    return found
+
+
+def headline(manifest: Manifest) -> str:
+    """Return one line: what, for what, how, and the verdict."""
+    verdict = {"pass": "PASS", "fail": "FAIL", "unchecked": "BUILT, NOT CHECKED"}[manifest.verdict]
+    return (
+        f"{manifest.name} for {manifest.target}: {verdict} "
+        f"({manifest.runtime}, {manifest.recipe_name}, quantized by {manifest.quantizer})"
+    )
+
+
+def counted_findings(manifest: Manifest) -> Sequence[tuple[str, str]]:
+    """Return (severity and rule, text) of each finding, errors first."""
+    order = {"error": 0, "warning": 1, "info": 2}
+    found = []
+    for f in sorted(manifest.findings, key=lambda f: order[f.severity]):
+        place = f" [{f.op}]" if f.op else ""
+        fix = f" Fix: {f.fix}" if f.fix else ""
+        found.append((f"{f.severity} {f.rule}", f"{f.message}{place}{fix}"))
+    return found

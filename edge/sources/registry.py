@@ -1,0 +1,97 @@
+"""Find the source that opens a location: the built-in ones first, entry points only for what they do not know."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+
+from edge.errors import SourceError, UsageError
+from edge.sources.base import Declaration, LoadedSource, Source
+from edge.sources.sniff import Content, sniff, split_factory
+
+ENTRY_POINT_GROUP = "edgekit.sources"
+
+_BUILT_IN: dict[str, tuple[str, str]] = {
+    "keras": ("edge.sources.keras", "KerasSource"),
+    "torch": ("edge.sources.torch", "TorchSource"),
+    "litert": ("edge.sources.litert", "LiteRTSource"),
+}
+ACCEPTED = (
+    "Keras .keras and .h5 with the whole model, PyTorch file.py:factory and .pt2 (torch.export.save), and float .tflite"
+)
+_NOT_YET: dict[Content, tuple[str, str]] = {
+    "onnx": ("an ONNX model", "Give the PyTorch or Keras model that it was exported from."),
+    "saved-model": ("a TensorFlow SavedModel", "Give the Keras model saved with model.save('model.keras')."),
+    "frozen-graph": (
+        "a frozen TensorFlow graph (.pb)",
+        "Convert it to a float .tflite with the TensorFlow version that wrote it.",
+    ),
+    "torchscript": ("a TorchScript archive", "Give file.py:factory that builds the module, or torch.export.save it."),
+    "torch-lite": (
+        "a PyTorch Mobile program (.ptl)",
+        "It is compiled already; give file.py:factory that builds the module.",
+    ),
+    "torch-pickle": (
+        "a file of torch.save (a state_dict or a pickled module), which has no graph",
+        "Write a function that builds the module and loads this file into it, and give file.py:function.",
+    ),
+    "executorch": ("an ExecuTorch program (.pte)", "It is compiled already; give the PyTorch module or its .pt2."),
+    "numpy": ("NumPy data, not a model", "Give data with --calibration or --evaluation."),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the kinds of the built-in sources."""
+    return tuple(_BUILT_IN)
+
+
+def get(kind: str) -> Source:
+    """Return the source of that kind; raise UsageError for an unknown one."""
+    if kind in _BUILT_IN:
+        module, name = _BUILT_IN[kind]
+        source: Source = getattr(importlib.import_module(module), name)()
+        return source
+    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP, name=kind):
+        return _from_entry_point(entry)
+    raise UsageError(f"There is no source kind {kind!r}; accepted: {', '.join(_BUILT_IN)}.")
+
+
+def _from_entry_point(entry: metadata.EntryPoint) -> Source:
+    try:
+        source: Source = entry.load()()
+    except Exception as error:
+        raise SourceError(
+            f"The source plug-in {entry.name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}.",
+            hint="Update or uninstall the package that brings it.",
+        ) from error
+    return source
+
+
+def detect(location: str) -> Source:
+    """Return the source that opens `location`, judged by its content.
+
+    Raises UsageError for a missing file and SourceError for an unreadable, unknown or not yet supported one.
+    """
+    content = sniff(location)
+    for kind in _BUILT_IN:
+        if (source := get(kind)).matches(location):
+            return source
+    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if (source := _from_entry_point(entry)).matches(location):
+            return source
+    raise _unsupported(location, content)
+
+
+def _unsupported(location: str, content: Content) -> Exception:
+    if content in _NOT_YET:
+        what, hint = _NOT_YET[content]
+        return SourceError(f"{location} is {what}; accepted: {ACCEPTED}.", hint=hint)
+    if content == "python":
+        path = split_factory(location)
+        return UsageError(f"{location} names no function.", hint=f"Write {path[0] if path else location}:make_model.")
+    return SourceError(f"{location} is of no known kind; accepted: {ACCEPTED}.")
+
+
+def load(location: str, declaration: Declaration | None = None) -> LoadedSource:
+    """Open `location` in this process; imports its framework. Raises what `detect` and `Source.load` raise."""
+    return detect(location).load(location, declaration or Declaration())

@@ -1,0 +1,174 @@
+"""Source: PyTorch modules from `file.py:factory`, and exported programs (`.pt2`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.errors import ConversionError, SourceError
+from edge.findings import Finding
+from edge.sources import declared, factory, torch_io
+from edge.sources.base import Declaration, LoadedSource
+from edge.sources.sniff import sniff, split_factory
+from edge.sources.torch_model import LoadedTorch
+
+_STATE_HINT = "Make the state an input and an output of the module."
+
+
+@dataclass(frozen=True)
+class TorchSource:
+    """PyTorch modules and exported programs."""
+
+    kind: str = "torch"
+    packages: tuple[str, ...] = ("torch", "litert_torch")
+
+    def matches(self, location: str) -> bool:
+        """Tell whether the location is `file.py:factory` or a `.pt2` archive."""
+        found = split_factory(location)
+        return sniff(location) == "pt2" or bool(found and found[1] and sniff(location) == "python")
+
+    def load(self, location: str, declaration: Declaration) -> LoadedSource:
+        """Open the module. Raises SourceError with the user's line where their code fails."""
+        found = split_factory(location)
+        return _from_factory(*found, declaration) if found else _from_exported(Path(location), declaration)
+
+
+def _from_factory(path: Path, name: str, declaration: Declaration) -> LoadedSource:
+    import torch
+
+    torch.manual_seed(0)  # a factory without trained weights gives the same module at each build
+    made = factory.call(path, name)
+    model, example = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
+    if type(model).__module__.partition(".")[0] == "keras" or _is_keras(model):
+        return _from_keras(path, model, declaration)
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, torch.nn.Module):
+        raise SourceError(
+            f"{path.name}:{name} returned {type(model).__name__}; accepted: a torch.nn.Module (not scripted), "
+            "a Keras model, or such a one with example inputs: (module, (tensor, …)) or (module, {'name': tensor}).",
+        )
+    model.eval()
+    findings = to_float32(model)
+    if example is None:
+        call = torch_io.from_declaration(model, declaration)
+    else:
+        args, kwargs = torch_io.as_arguments(example)
+        call = torch_io.from_example(model, args, kwargs, declaration)
+    digest = _digest(path.read_bytes(), model.state_dict())
+    return LoadedTorch(model, call, declaration, digest=digest, findings=findings)
+
+
+def _is_keras(model: Any) -> bool:
+    return any(c.__module__.partition(".")[0] == "keras" for c in type(model).__mro__)
+
+
+def _from_keras(path: Path, model: Any, declaration: Declaration) -> LoadedSource:
+    from edge.sources.keras import import_keras
+    from edge.sources.keras_model import LoadedKeras
+
+    import_keras()
+    weights = {v.path: v.numpy() for v in model.weights}
+    return LoadedKeras(model, declaration, digest=_digest(path.read_bytes(), weights), findings=())
+
+
+def _digest(text: bytes, weights: Mapping[str, Any]) -> str:
+    import numpy as np
+
+    total = hashlib.sha256(text)
+    for name in sorted(weights):
+        value = weights[name]
+        array = (
+            np.ascontiguousarray(_array(value))
+            if hasattr(value, "shape")
+            else np.frombuffer(repr(value).encode(), "u1")
+        )
+        total.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _array(value: Any) -> Any:
+    if not hasattr(value, "detach"):
+        return value
+    import torch
+
+    plain = value.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def to_float32(module: Any) -> tuple[Finding, ...]:
+    """Cast half and double precision parameters and buffers to float32, in place, with a finding."""
+    import torch
+
+    held = [*module.named_parameters(), *module.named_buffers()]
+    odd = [(n, str(t.dtype)) for n, t in held if t.is_floating_point() and t.dtype != torch.float32]
+    if not odd:
+        return ()
+    module.float()
+    kinds = ", ".join(sorted({d.removeprefix("torch.") for _, d in odd}))
+    return (
+        Finding(
+            rule="WEIGHTS_CAST",
+            severity="info",
+            op=odd[0][0],
+            message=f"{len(odd)} weights are {kinds} in the source; the program and its reference compute in float32.",
+        ),
+    )
+
+
+def _from_exported(path: Path, declaration: Declaration) -> LoadedSource:
+    import torch
+
+    try:
+        program = torch.export.load(str(path))
+    except Exception as error:  # a damaged archive raises whatever its parts lead to
+        first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+        raise SourceError(
+            f"{path} cannot be read: {type(error).__name__}: {first[:300]}",
+            hint="Save it again with torch.export.save of this PyTorch version; custom operators must be builtin ones.",
+        ) from error
+    _refuse_training(program, path)
+    if not program.example_inputs:
+        raise SourceError(
+            f"{path} holds no example inputs.", hint="Export it again with torch.export.export(module, inputs)."
+        )
+    module = program.module(check_guards=False)
+    findings = (*to_float32(module), *_baked(program))
+    args, kwargs = program.example_inputs
+    call = torch_io.from_example(module, args, kwargs, declaration)
+    return LoadedTorch(module, call, declaration, digest=declared.file_digest(path), findings=findings, kind="torch")
+
+
+def _refuse_training(program: Any, path: Path) -> None:
+    """Raise for a program exported in training mode (arguments of dropout and batch_norm say so) or with state."""
+    flags = {"dropout": 2, "batch_norm": 5, "feature_dropout": 2, "alpha_dropout": 2}
+    for node in program.graph.nodes:
+        name = str(node.target).removeprefix("aten.").partition(".")[0]
+        if name == "native_dropout" or (
+            name in flags and len(node.args) > flags[name] and node.args[flags[name]] is True
+        ):
+            raise SourceError(
+                f"{path} was exported in training mode: it applies {name}.",
+                hint="Call module.eval() before torch.export.export.",
+            )
+    if changed := sorted(set(program.graph_signature.buffers_to_mutate.values())):
+        raise ConversionError(
+            f"{path} changes its buffers {', '.join(changed)} at each call; a program would drop that without a word.",
+            hint=_STATE_HINT,
+        )
+
+
+def _baked(program: Any) -> tuple[Finding, ...]:
+    ranges = {str(symbol): str(limits) for symbol, limits in program.range_constraints.items()}
+    if not ranges:
+        return ()
+    return (
+        Finding(
+            rule="SHAPES_BAKED",
+            severity="warning",
+            message=f"{len(ranges)} dynamic sizes of the exported program become those of its example inputs.",
+            fix="Declare shapes for other sizes.",
+        ),
+    )

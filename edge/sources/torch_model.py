@@ -1,0 +1,232 @@
+"""A PyTorch module that is opened: its signature, its reference outputs, and its way to a float flatbuffer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from edge.errors import ConversionError, EdgekitError, SourceError
+from edge.findings import Finding
+from edge.signature import Layout, Signature, TensorSpec
+from edge.sources import declared, factory
+from edge.sources.base import Declaration
+from edge.sources.carrier import count, set_signature, signature_tensors, transposed_ends
+from edge.sources.torch_convert import convert
+from edge.sources.torch_io import Call, dtype_name, flatten_outputs, narrowed, program_dtype
+from edge.targets.litert import flatbuffer as fb
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+# One input or output: its side and its name.
+End = tuple[Literal["input", "output"], str]
+
+_INT32 = np.iinfo(np.int32)
+
+
+class LoadedTorch:
+    """A module in evaluation mode with fixed inputs.
+
+    Channel-last by declaration: every 4-D float input (unless declared otherwise) and output is taken as channel-first
+    and becomes NHWC, but for those ends where that only moves a TRANSPOSE into the program (a flattening network, an
+    attention map): they keep their order, with a finding. Raises ConversionError for a module that keeps state.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        call: Call,
+        declaration: Declaration,
+        *,
+        digest: str,
+        findings: Sequence[Finding],
+        kind: str = "torch",
+    ) -> None:
+        self._module, self._call, self._declaration = module, call, declaration
+        self.kind, self.digest = kind, digest
+        self.findings: tuple[Finding, ...] = tuple(findings)
+        self.tools: Mapping[str, str] = declared.versions("torch", "litert-torch", "litert-converter", "ai-edge-litert")
+        results = self._settled()
+        self._names = declared.output_names(declaration, declared.unique(n for n, _ in results))
+        self._outputs = tuple(t for _, t in results)
+        self._check_outputs()
+        self._source = self._source_layouts()
+        self._converted: Any = None
+        self._layouts = self._decide()
+        self.signature: Signature = self._signature()
+
+    def _run(self, tensors: Sequence[Any]) -> list[tuple[str, Any]]:
+        import torch
+
+        args, kwargs = self._call.arguments(tensors)
+        try:
+            with torch.no_grad():
+                results = flatten_outputs(self._module(*args, **kwargs))
+        except EdgekitError:
+            raise
+        except Exception as error:  # the user's forward runs here
+            shapes = ", ".join(f"{n}{list(t.shape)}" for n, t in zip(self._call.names, tensors, strict=True))
+            text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+            raise SourceError(
+                f"{factory.place(error) or 'The module'}: calling it with {shapes} raised "
+                f"{type(error).__name__}: {text[:300]}",
+                hint="Give example inputs or declared shapes that the module takes.",
+            ) from error
+        # A module may return its own buffer or input: later calls must not change what was returned.
+        return [(name, tensor.detach().clone()) for name, tensor in results]
+
+    def _settled(self) -> list[tuple[str, Any]]:
+        """Return the outputs; raise where the same input twice, another one between, gives other outputs or buffers.
+
+        The first call is not compared: a module may fill a cache at it.
+        """
+        other = [t + 0.5 if t.is_floating_point() else t for t in self._call.tensors]
+        self._run(self._call.tensors)
+        first, before = self._run(self._call.tensors), self._state()
+        self._run(other)
+        second, after = self._run(self._call.tensors), self._state()
+        changed = [n for n, v in before.items() if not _same(v, after.get(n))]
+        different = [n for (n, a), (_, b) in zip(first, second, strict=True) if not _same(a, b)]
+        if changed or different:
+            what = f"its buffers {', '.join(changed)}" if changed else f"the outputs {', '.join(different)}"
+            raise ConversionError(
+                f"The module keeps state or draws random numbers: calls with the same input change {what}. "
+                "A program for a device would drop that without a word.",
+                hint="Make the state an input and an output of the module; call eval() in the factory.",
+            )
+        return second
+
+    def _state(self) -> dict[str, Any]:
+        return {name: copy.deepcopy(value.detach()) for name, value in self._module.named_buffers()}
+
+    def _check_outputs(self) -> None:
+        if not self._outputs:
+            raise ConversionError("The module returns no tensor.", hint="Return at least one tensor.")
+        for name, tensor in zip(self._names, self._outputs, strict=True):
+            if 0 in tensor.shape:
+                raise ConversionError(f"The output {name!r} has the empty shape {list(tensor.shape)}.")
+        pairs = [*zip(self._call.names, self._call.tensors, strict=True), *zip(self._names, self._outputs, strict=True)]
+        for name, tensor in pairs:
+            self.findings += narrowed(name, dtype_name(tensor))
+
+    def _source_layouts(self) -> dict[End, Layout]:
+        ends: dict[End, Layout] = {("input", n): v for n, v in zip(self._call.names, self._call.layouts, strict=True)}
+        for name, tensor in zip(self._names, self._outputs, strict=True):
+            ends["output", name] = "NCHW" if tensor.dim() == 4 and tensor.is_floating_point() else "other"
+        return ends
+
+    def _decide(self) -> dict[End, Layout]:
+        """Return the layout of each end in the program: the source's, but NHWC where that is to be channel-last."""
+        ends = self._source
+        images = {end for end, layout in ends.items() if layout == "NCHW"}
+        if self._declaration.layout == "keep" or not images:
+            return ends
+        if decided := self._declaration.decided:
+            last = {("input", t.name) for t in decided.inputs if t.layout == "NHWC"}
+            chosen = images & (last | {("output", t.name) for t in decided.outputs if t.layout == "NHWC"})
+        else:
+            chosen = self._trial(images)
+        return {**ends, **dict.fromkeys(chosen, "NHWC")}
+
+    def _trial(self, images: set[End]) -> set[End]:
+        model = self._convert(images)
+        read, written = transposed_ends(model)
+        stray: set[End] = {("input", n) for i, n in enumerate(self._call.names) if i in read}
+        stray |= {("output", n) for i, n in enumerate(self._names) if i in written}
+        stray &= images
+        if not stray:
+            self._converted = model
+            return images
+        other = self._convert(images - stray)
+        if count(other, "TRANSPOSE") >= count(model, "TRANSPOSE"):
+            self._converted = model
+            self.findings += tuple(_stray_finding(*end) for end in sorted(stray))
+            return images
+        self._converted = other
+        self.findings += tuple(_kept_finding(*end) for end in sorted(stray))
+        return images - stray
+
+    def _convert(self, channel_last: set[End]) -> Any:
+        inputs = frozenset(i for i, n in enumerate(self._call.names) if ("input", n) in channel_last)
+        outputs = frozenset(i for i, n in enumerate(self._names) if ("output", n) in channel_last)
+        return convert(self._module, self._call, inputs, outputs)
+
+    def _turned(self, end: End) -> bool:
+        """Tell whether an end is channel-first in the source and channel-last in the program."""
+        return self._source[end] == "NCHW" and self._layouts[end] == "NHWC"
+
+    def _signature(self) -> Signature:
+        inputs = [self._spec(("input", n), t) for n, t in zip(self._call.names, self._call.tensors, strict=True)]
+        outputs = [self._spec(("output", n), t) for n, t in zip(self._names, self._outputs, strict=True)]
+        return declared.signature(self._declaration, inputs, outputs)
+
+    def _spec(self, end: End, tensor: Any) -> TensorSpec:
+        shape = tuple(int(d) for d in tensor.shape)
+        if self._turned(end):
+            shape = (shape[0], shape[2], shape[3], shape[1])
+        return declared.tensor(end[1], shape, program_dtype(dtype_name(tensor), end[1]), self._layouts[end])
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the module's float outputs by signature name, in the signature's layouts and dtypes."""
+        import torch
+
+        tensors = []
+        for name, example in zip(self._call.names, self._call.tensors, strict=True):
+            value = torch.from_numpy(np.array(inputs[name])).to(example.dtype)
+            tensors.append(value.permute(0, 3, 1, 2).contiguous() if self._turned(("input", name)) else value)
+        results = {}
+        for spec, (_, tensor) in zip(self.signature.outputs, self._run(tensors), strict=True):
+            turned = tensor.permute(0, 2, 3, 1) if self._turned(("output", spec.name)) else tensor
+            results[spec.name] = _narrow(spec, turned.contiguous().cpu().numpy())
+        return results
+
+    def to_litert(self, path: Path) -> None:
+        """Write a float flatbuffer by litert-torch, in the layouts of the signature."""
+        model = self._converted or self._convert({end for end in self._layouts if self._turned(end)})
+        inputs, outputs = signature_tensors(model)
+        set_signature(
+            model,
+            [(n, inputs[f"args_{i}"]) for i, n in enumerate(self._call.names)],
+            [(n, outputs[f"output_{i}"]) for i, n in enumerate(self._names)],
+        )
+        path.write_bytes(fb.dump(model))
+
+
+def _same(a: Any, b: Any) -> bool:
+    import torch
+
+    return b is not None and a.shape == b.shape and bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
+
+
+def _narrow(spec: TensorSpec, array: Array) -> Array:
+    if array.dtype == np.int64 and array.size and not (_INT32.min <= array.min() and array.max() <= _INT32.max):
+        raise ConversionError(
+            f"The output {spec.name!r} has the value {int(np.abs(array).max())}, beyond the program's int32.",
+            hint="Return float32, or smaller integers.",
+        )
+    return array.astype(spec.dtype, copy=False)
+
+
+def _kept_finding(side: str, name: str) -> Finding:
+    return Finding(
+        rule="LAYOUT_KEPT",
+        severity="warning",
+        op=name,
+        message=f"The {side} {name!r} stays channel-first: as channel-last it would need a TRANSPOSE in the program.",
+        fix="Give it in the layout that the signature says.",
+    )
+
+
+def _stray_finding(side: str, name: str) -> Finding:
+    return Finding(
+        rule="TRANSPOSE_AT_END",
+        severity="warning",
+        op=name,
+        message=f"The {side} {name!r} is transposed in the program in either layout.",
+    )

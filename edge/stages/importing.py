@@ -1,0 +1,166 @@
+"""Import: source to carrier, verified, and the reference outputs of the float source."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge import codec
+from edge.calibration.data import Dataset, Sample
+from edge.calibration.selection import Plan, Selection, plan
+from edge.findings import Finding
+from edge.measure.store import OutputWriter
+from edge.signature import Signature
+from edge.sources import registry as sources
+from edge.sources.base import Declaration, LoadedSource
+
+if TYPE_CHECKING:
+    from edge.isolate import Progress
+
+_VERIFY_SAMPLES = 8
+_SEED = 20260101
+_BATCH = 32
+
+
+def _load(request: Mapping[str, Any], progress: Progress) -> tuple[str, LoadedSource]:
+    source = sources.detect(request["source"])
+    progress(f"reading {Path(request['source']).name} ({source.kind})", None)
+    return source.kind, source.load(request["source"], codec.from_json(Declaration, request["declaration"]))
+
+
+def describe(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Return the signature of a source."""
+    kind, loaded = _load(request, progress)
+    return {"kind": kind, "signature": codec.to_json(loaded.signature)}
+
+
+def convert(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Bring a source to the LiteRT carrier, to look at it; it is not verified on data."""
+    kind, loaded = _load(request, progress)
+    path = Path(request["workdir"]) / "carrier.tflite"
+    loaded.to_litert(path)
+    return {"kind": kind, "signature": codec.to_json(loaded.signature), "carrier": str(path)}
+
+
+def import_source(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Bring a source to the LiteRT carrier, verify it on real inputs, and run the float source on the evaluation data.
+
+    Doing all three in one process imports the framework once.
+    """
+    workdir = Path(request["workdir"])
+    kind, loaded = _load(request, progress)
+    data = plan(loaded.signature, request["data"])
+    carrier = workdir / "carrier.tflite"
+    progress("converting to LiteRT", None)
+    loaded.to_litert(carrier)
+    findings = [*loaded.findings, *data.findings]
+    if data.calibration:
+        findings += data.calibration.open(loaded.signature).findings()
+    progress("verifying the conversion on real inputs", None)
+    findings += _verify(loaded, carrier, data.verification())
+    reference = None
+    if data.evaluation:
+        reference = workdir / "reference"
+        _run_reference(loaded, data.evaluation.open(loaded.signature), reference, progress)
+    return {
+        "kind": kind,
+        "digest": loaded.digest,
+        "signature": codec.to_json(loaded.signature),
+        "carrier": str(carrier),
+        "tools": dict(loaded.tools),
+        "findings": [codec.to_json(f) for f in findings],
+        "reference": str(reference) if reference else None,
+        **_planned(data),
+    }
+
+
+def _planned(data: Plan) -> dict[str, Any]:
+    answer: dict[str, Any] = {}
+    for part, selection in (("calibration", data.calibration), ("evaluation", data.evaluation)):
+        answer[part] = codec.to_json(selection) if selection else None
+        answer[f"{part}_record"] = _record(selection, data.signature) if selection else None
+    return answer
+
+
+def _record(selection: Selection, signature: Signature) -> dict[str, Any]:
+    samples = selection.open(signature)
+    count = samples.count if samples.count is not None else sum(1 for _ in samples)
+    return {
+        "name": Path(selection.location).name,
+        "kind": samples.kind,
+        "digest": samples.digest(),
+        "samples": count,
+        "selection": "all" if selection.indices is None else f"{count}, chosen evenly",
+    }
+
+
+def _verify(loaded: LoadedSource, carrier: Path, samples: Iterator[Sample] | None) -> list[Finding]:
+    from edge.sources.verify import verify_carrier
+
+    if samples is not None:
+        inputs = [dict(s.inputs) for s in itertools.islice(samples, _VERIFY_SAMPLES)]
+        return list(verify_carrier(loaded, carrier, inputs))
+    note = Finding(
+        rule="VERIFIED_ON_RANDOM_INPUT",
+        severity="warning",
+        message="The conversion was verified on random inputs only, because no data was given.",
+        fix="Give real samples with --calibration or --evaluation.",
+    )
+    return [note, *verify_carrier(loaded, carrier, [_random_inputs(loaded.signature, i) for i in range(2)])]
+
+
+def _random_inputs(signature: Signature, number: int) -> dict[str, Any]:
+    random = np.random.default_rng((_SEED, number))
+    inputs: dict[str, Any] = {}
+    for t in signature.inputs:
+        shape = tuple(max(d, 1) for d in t.shape)
+        if t.dtype.startswith("float"):
+            inputs[t.name] = random.random(shape, dtype=np.float32).astype(t.dtype)
+        else:
+            # Small token ids: any integer input accepts 0 and 1.
+            inputs[t.name] = random.integers(0, 2, shape).astype(t.dtype)
+    return inputs
+
+
+def _run_reference(loaded: LoadedSource, samples: Dataset, folder: Path, progress: Progress) -> None:
+    """Store the float source's outputs, in batches where that gives what single samples give."""
+    total = samples.count
+    iterator = iter(samples)
+    first = list(itertools.islice(iterator, 2))
+    batch = _BATCH if len(first) == 2 and _batches(loaded, first) else 1
+    with OutputWriter(folder) as writer:
+        stream = itertools.chain(first, iterator)
+        while group := list(itertools.islice(stream, batch)):
+            for outputs in _run_group(loaded, group):
+                writer.append(outputs)
+            progress("running the float source", writer.count / total if total else 0.0)
+
+
+def _run_group(loaded: LoadedSource, group: list[Sample]) -> Iterator[dict[str, Any]]:
+    if len(group) == 1:
+        yield loaded.run(group[0].inputs)
+        return
+    inputs = {name: np.concatenate([s.inputs[name] for s in group]) for name in group[0].inputs}
+    outputs = loaded.run(inputs)
+    for i in range(len(group)):
+        yield {name: value[i : i + 1] for name, value in outputs.items()}
+
+
+def _batches(loaded: LoadedSource, pair: list[Sample]) -> bool:
+    """Tell whether the source treats dimension 0 as a batch: two at once give what each alone gives."""
+    single = [loaded.run(s.inputs) for s in pair]
+    if any(v.ndim == 0 or v.shape[0] != 1 for outputs in single for v in outputs.values()):
+        return False
+    try:
+        both = list(_run_group(loaded, pair))
+    except Exception:  # noqa: BLE001 - whatever a foreign model raises for a batch of two means: one at a time
+        return False
+    return all(
+        one[name].shape == two[name].shape and np.allclose(one[name], two[name], rtol=1e-4, atol=1e-5)
+        for one, two in zip(single, both, strict=True)
+        for name in one
+    )

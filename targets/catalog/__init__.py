@@ -1,0 +1,1 @@
+"""The targets that edgekit knows, one TOML file each."""

@@ -1,0 +1,216 @@
+"""Quantize a float flatbuffer: prepare, calibrate, try the quantizers in order, verify what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edge.calibration import ranges as estimators
+from edge.calibration.ranges import Ranges
+from edge.calibration.recipe import Recipe
+from edge.errors import DataError, QuantizationError, SourceError
+from edge.findings import Finding
+from edge.isolate import Progress, no_progress
+from edge.targets.litert import aeq, calibrate, coverage, edit, flatbuffer, prepare, ptq, repair, tryout
+from edge.targets.litert.coverage import Coverage
+
+if TYPE_CHECKING:
+    from edge.calibration.data import Dataset
+
+# In order of preference; the first whose program is integer throughout wins, else the one that leaves least float.
+QUANTIZERS = (aeq.NAME, ptq.NAME)
+# An int8 step of a wider interval is above 4000: next to it ordinary activations are all 0.
+_WIDE = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A quantized program: its bytes, who made it, what was found, the ranges used (static schemes only)."""
+
+    program: bytes
+    quantizer: str
+    coverage: Coverage
+    findings: tuple[Finding, ...] = ()
+    ranges: Ranges | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    quantizer: str
+    program: bytes
+    coverage: Coverage
+    mended: int
+
+
+def quantize(
+    model: Any,
+    recipe: Recipe,
+    samples: Dataset | None,
+    *,
+    full_integer: bool = False,
+    threads: int = 2,
+    progress: Progress = no_progress,
+) -> Quantized:
+    """Quantize a canonical float `ModelT` (it is edited). `full_integer` makes an operator left float an error.
+
+    The same model, recipe, samples and package versions give the same bytes. Raises QuantizationError, DataError.
+    """
+    prepare.quantizable(model, static=recipe.needs_calibration)
+    _refuse_single_use(recipe, samples)
+    magnitude = repair.patch_masks(model, samples) if recipe.needs_calibration and samples is not None else None
+    program = flatbuffer.dump(model)
+    ranges = None
+    if recipe.needs_calibration and samples is not None:
+        estimator = estimators.estimator(recipe.estimator)
+        ranges = calibrate.collect(program, samples, estimator, threads=threads, progress=progress)
+        repair.lift_dead_channels(model, ranges, 32767 if recipe.scheme == "int8x16" else 255)
+        program = flatbuffer.dump(model)
+    progress("quantizing", None)
+    best, failures = _best(program, recipe, ranges, samples)
+    _refuse_unchanged(best, recipe, failures)
+    if full_integer and recipe.scheme == "int8":
+        _refuse_float(best.coverage)
+    return Quantized(
+        program=best.program,
+        quantizer=best.quantizer,
+        coverage=best.coverage,
+        ranges=ranges,
+        findings=_findings(model, recipe, best, ranges, magnitude),
+        details=_details(best, failures, ranges, magnitude),
+    )
+
+
+def _refuse_single_use(recipe: Recipe, samples: Any) -> None:
+    if not recipe.needs_calibration:
+        return
+    if samples is None:
+        raise DataError(
+            f"The recipe {recipe.name} needs calibration data and none was given.",
+            hint="Give representative samples with --calibration, or use the recipe dynamic or float16.",
+        )
+    if iter(samples) is samples:
+        raise DataError(
+            f"The calibration data is a one-time {type(samples).__name__}; it is read more than once.",
+            hint="Give an object whose iteration starts anew each time.",
+        )
+
+
+def _best(
+    program: bytes, recipe: Recipe, ranges: Ranges | None, samples: Iterable[Any] | None
+) -> tuple[_Attempt, dict[str, str]]:
+    found: list[_Attempt] = []
+    failures: dict[str, str] = {}
+    for name in QUANTIZERS if ptq.accepts(recipe) else (aeq.NAME,):
+        try:
+            attempt = _attempt(name, program, recipe, ranges, samples)
+        except (QuantizationError, SourceError) as error:
+            failures[name] = error.message
+            continue
+        found.append(attempt)
+        if not recipe.needs_calibration or attempt.coverage.cost == (0, 0):
+            break
+    if not found:
+        raise QuantizationError(" ".join(failures.values()), hint="Keep the operator named here float, or replace it.")
+    return min(found, key=lambda a: a.coverage.cost), failures
+
+
+def _attempt(
+    name: str, program: bytes, recipe: Recipe, ranges: Ranges | None, samples: Iterable[Any] | None
+) -> _Attempt:
+    if name == aeq.NAME or ranges is None or samples is None:
+        raw = aeq.quantize(program, recipe, ranges)
+    else:
+        raw = ptq.quantize(program, recipe, ranges, samples)
+    made = flatbuffer.load(raw, name=f"The output of {name}")
+    mended = repair.mend_signature(made, flatbuffer.load(program))
+    prepare.drop_dynamic_shapes(made, flatbuffer.load(program))
+    edit.drop_unused_buffers(made)
+    final = flatbuffer.dump(made)
+    sample = next((s.inputs for s in samples or ()), None)
+    tryout.run(final, sample, isolated=recipe.scheme == "int8x16")
+    return _Attempt(name, final, coverage.of(flatbuffer.load(final), recipe.overrides), mended)
+
+
+def _refuse_unchanged(best: _Attempt, recipe: Recipe, failures: Mapping[str, str]) -> None:
+    if best.coverage.stored == 0 and len(best.coverage.left_float) == best.coverage.total:
+        reason = f" ({' '.join(failures.values())})" if failures else ""
+        raise QuantizationError(
+            f"The recipe {recipe.name} changed nothing: no operator of the model has such a form{reason}.",
+            hint="Use the recipe float32, or another one that covers the model's operators.",
+        )
+
+
+def _refuse_float(found: Coverage) -> None:
+    names = sorted({name for name, _ in found.left_float})
+    if not names and not found.by_wish:
+        return
+    wished = f"{found.by_wish} by an override" if found.by_wish else ""
+    listed = ", ".join(f"{n} ({sum(name == n for name, _ in found.left_float)})" for n in names)
+    raise QuantizationError(
+        f"The target runs integers only, and these operators stay float: {', '.join(filter(None, (listed, wished)))}.",
+        hint="Replace them in the model (see `edgekit inspect`), move them out of it, or take a target with a CPU.",
+    )
+
+
+def _findings(
+    model: Any, recipe: Recipe, best: _Attempt, ranges: Ranges | None, magnitude: float | None
+) -> tuple[Finding, ...]:
+    made = list(coverage.findings(best.coverage)) if recipe.needs_calibration else []
+    if magnitude is not None:
+        made.append(
+            Finding(
+                rule="MASK_BOUNDED",
+                severity="info",
+                message=f"Constants beyond ±{repair.HUGE:g} (masks) were set to ±{magnitude:g}; the float outputs on "
+                "calibration samples are the same to 1e-5.",
+            )
+        )
+    made.extend(_wide_findings(ranges))
+    made.extend(_unused_overrides(model, recipe))
+    return tuple(made)
+
+
+def _wide_findings(ranges: Ranges | None) -> list[Finding]:
+    return [
+        Finding(
+            rule="WIDE_RANGE",
+            severity="warning",
+            op=name,
+            message=f"The tensor {name!r} spans {low:g} to {high:g}: one int8 step is {(high - low) / 255:g}.",
+            fix="Mask with a moderate number such as -100, or keep this part float.",
+        )
+        for name, (low, high) in (ranges.wider_than(_WIDE) if ranges else {}).items()
+    ]
+
+
+def _unused_overrides(model: Any, recipe: Recipe) -> list[Finding]:
+    written = [
+        (op.name, view.tensors[t].name) for view in flatbuffer.graphs(model) for op in view.ops for t in op.outputs
+    ]
+    return [
+        Finding(
+            rule="OVERRIDE_UNUSED",
+            severity="warning",
+            message=f"The override for operator {o.operator!r} and tensor {o.tensor!r} matches no operator.",
+            fix="`edgekit inspect` lists the operators and the tensors that they write.",
+        )
+        for o in recipe.overrides
+        if not any(coverage.matches(o, *entry) for entry in written)
+    ]
+
+
+def _details(
+    best: _Attempt, failures: Mapping[str, str], ranges: Ranges | None, magnitude: float | None
+) -> dict[str, Any]:
+    return {
+        "operators": best.coverage.total,
+        "operators_left_float": len(best.coverage.left_float),
+        "operators_kept_float": best.coverage.by_wish,
+        "inner_conversions": best.coverage.conversions,
+        "calibration_samples": ranges.samples if ranges else 0,
+        "signature_entries_mended": best.mended,
+        "mask_magnitude": magnitude,
+        "quantizers_failed": dict(failures),
+    }

@@ -1,0 +1,60 @@
+"""Stages that misbehave, for tests of edge.isolate."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from edge.errors import SourceError
+from edge.isolate import Progress
+
+
+def double(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    progress("doubling", 0.5)
+    return {"value": 2 * request["value"]}
+
+
+def segfault(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    print("about to read address 0", flush=True)
+    ctypes.string_at(0)
+    return {}
+
+
+def refuse(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    raise SourceError("the model is odd", hint="make it even")
+
+
+def foreign_error(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    raise ValueError("first line\nsecond line")
+
+
+def missing_package(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    import a_package_that_nobody_has  # type: ignore[import-not-found]
+
+    return {"value": a_package_that_nobody_has}
+
+
+def hang(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    Path(request["pid_file"]).write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+def allocate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    block = bytearray(request["bytes"])
+    return {"length": len(block)}
+
+
+def silent_exit(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    print("converter says no", flush=True)
+    os._exit(3)
+
+
+def odd_exit_after_answer(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    import atexit
+
+    atexit.register(ctypes.string_at, 0)
+    return {"value": 1}
