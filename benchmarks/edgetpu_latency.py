@@ -67,7 +67,7 @@ def work_of(model: str, size: int) -> Work:
     """Return the work of an architecture as edgekit itself places it and plans its memory."""
     graph = ARCHITECTURES[model](size)
     placed = placement.predict(graph, min_runtime_version=14)
-    plan = memory.plan(graph, placed.mapped)
+    plan = memory.plan(graph, placed)
     return latency.work(graph, placed.mapped, plan, invocations=placed.subgraphs)
 
 

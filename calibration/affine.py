@@ -2,53 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge.errors import DataError
 from edge.signature import Quantization
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     Array = NDArray[np.generic]
 
 
-def _parameters(quantization: Quantization, rank: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    scale = np.asarray(quantization.scale, np.float32)
-    zero = np.asarray(quantization.zero_point, np.int32)
-    if quantization.axis is None:
-        return scale[:1].reshape(()), zero[:1].reshape(())
+def _per_axis(values: Sequence[float], quantization: Quantization, rank: int) -> NDArray[np.float64]:
+    """Return scales or zero points in a shape that broadcasts against an array of that rank."""
+    array = np.asarray(values, np.float64)
+    if array.size == 1:
+        return array.reshape(())
     shape = [1] * rank
-    shape[quantization.axis] = -1
-    return scale.reshape(shape), zero.reshape(shape)
+    shape[quantization.axis or 0] = array.size
+    return array.reshape(shape)
 
 
-def quantize(values: Array, quantization: Quantization, dtype: str) -> Array:
-    """Return `values` (float, any shape) stored as integer `dtype`: clip(round(x / scale) + zero_point).
+def step_sizes(quantization: Quantization, rank: int) -> NDArray[np.float64]:
+    """Return the scales in a shape that broadcasts against an array of that rank."""
+    return _per_axis(quantization.scale, quantization, rank)
 
-    Halves are rounded away from zero, in float32, as the QUANTIZE kernel of LiteRT does.
-    Worked number: scale 0.5, zero point -128, x = 1.25 -> round(2.5) - 128 = 3 - 128 = -125.
+
+def dequantize(stored: ArrayLike, quantization: Quantization) -> NDArray[np.float32]:
+    """Return scale * (stored - zero_point) in float32, shape kept.
+
+    Worked number: scale 0.5, zero point -128, stored -126 -> 1.0.
     """
-    scale, zero = _parameters(quantization, np.ndim(values))
-    scaled = np.asarray(values, np.float32) / scale
-    rounded = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
+    values = np.asarray(stored)
+    scale, zero = (_per_axis(part, quantization, values.ndim) for part in (quantization.scale, quantization.zero_point))
+    return np.asarray((values.astype(np.float64) - zero) * scale).astype(np.float32)
+
+
+def quantize(values: ArrayLike, quantization: Quantization, dtype: str) -> Array:
+    """Return round(real / scale) + zero_point, limited to the range of `dtype` (int8, uint8, int16, …), shape kept.
+
+    The division is in float32 and halves round away from zero, as TFLite's reference kernel does it. Infinite values
+    saturate. Worked numbers: scale 0.5, zero point -128: 1.0 -> -126; 0.25 is half a step -> -127; 1000.0 -> 127.
+    Raises DataError for NaN.
+    """
+    real = np.asarray(values, np.float32)
+    if np.isnan(real).any():
+        raise DataError(f"{int(np.isnan(real).sum())} of {real.size} values are NaN and have no {dtype} value")
+    scale, zero = (_per_axis(part, quantization, real.ndim) for part in (quantization.scale, quantization.zero_point))
     limits = np.iinfo(dtype)
-    # Clipping before the zero point is added keeps huge values inside int64.
-    stored = np.clip(rounded, -(2.0**40), 2.0**40).astype(np.int64) + zero
-    return np.clip(stored, limits.min, limits.max).astype(dtype)
-
-
-def dequantize(stored: Array, quantization: Quantization) -> NDArray[np.float32]:
-    """Return integer `stored` (any shape) as float32: scale * (stored - zero_point)."""
-    scale, zero = _parameters(quantization, np.ndim(stored))
-    return np.asarray((np.asarray(stored).astype(np.int64) - zero).astype(np.float32) * scale, np.float32)
+    with np.errstate(over="ignore"):
+        steps = np.asarray(real / scale.astype(np.float32)).astype(np.float64)
+    # In float64: adding 0.5 in float32 would round the largest number below a half up.
+    rounded = np.trunc(steps + np.copysign(0.5, steps)) + zero
+    return np.asarray(np.clip(rounded, limits.min, limits.max)).astype(dtype)
 
 
 def parameters(low: float, high: float, dtype: str, *, symmetric: bool = False) -> Quantization:
     """Return scale and zero point that cover [low, high] in all steps of integer `dtype`; 0 is always exact.
 
-    Asymmetric: scale = (high - low) / (qmax - qmin), zero_point = round(qmin - low / scale), the range widened to hold 0.
+    Asymmetric: scale = (high - low) / (qmax - qmin), zero_point = round(qmin - low / scale), the range widened to 0.
     Symmetric: scale = max(|low|, |high|) / qmax, zero point 0. Method: Jacob et al. 2017, arXiv 1712.05877, section 3.
     Worked number: [0, 1] as int8 -> scale 1 / 255, zero point -128.
     """

@@ -55,6 +55,10 @@ class SourceRecord:
     digest: str
 
 
+# The class below has a field of that name.
+Number = float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """The task metric on the same samples at three stages; `drop` = float - quantized, positive is a loss.
@@ -63,18 +67,18 @@ class Accuracy:
     """
 
     metric: str
-    float: float
-    carrier: float
-    quantized: float
-    drop: float
-    drop_low: float | None
-    drop_high: float | None
+    float: Number
+    carrier: Number
+    quantized: Number
+    drop: Number
+    drop_low: Number | None
+    drop_high: Number | None
     samples: int
     mode: Literal["measured", "emulated"]
     kernels: str
     higher_is_better: bool = True
-    p_value: float | None = None
-    detectable_drop: float | None = None
+    p_value: Number | None = None
+    detectable_drop: Number | None = None
     interval_method: str = ""
 
 

@@ -23,12 +23,14 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 def to_json(value: object, cls: Any = None) -> Any:
     """Return `value`, a dataclass of this project, as JSON-compatible data (tuples become lists)."""
-    return _adapter(cls or type(value)).dump_python(value, mode="json")
+    kind: Any = cls or type(value)
+    return _adapter(kind).dump_python(value, mode="json")
 
 
 def from_json(cls: type[T], data: object) -> T:
     """Return an instance of `cls` from JSON-compatible data; raise `pydantic.ValidationError` where it does not fit."""
-    result: T = _adapter(cls).validate_python(data)
+    kind: Any = cls
+    result: T = _adapter(kind).validate_python(data)
     return result
 
 

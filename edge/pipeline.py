@@ -15,7 +15,7 @@ from edge import artifact as artifacts
 from edge import codec, isolate, verdict
 from edge.artifact import Artifact, Manifest, Metrics
 from edge.calibration.recipe import Recipe
-from edge.errors import ConfigError, EdgekitError
+from edge.errors import ConfigError, EdgekitError, UsageError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.project import Budgets, Project
@@ -90,6 +90,8 @@ def _step(project: Project, target: Target, problems: list[str]) -> list[Step]:
         accepted = ", ".join(target.runtimes)
         problems.append(f"runtime: {runtime!r} does not serve target {target.name}; accepted: {accepted}")
         return []
+    # Options of the project (--multiple-subgraphs) win over the target's own.
+    target = replace(target, options={**target.options, **project.options})
     recipe = project.recipe_for(target.recipe, target.io)
     if recipe.name not in target.recipes:
         accepted = ", ".join(target.recipes)
@@ -178,7 +180,6 @@ def build_program(project: Project, step: Step, imported: Imported, work: Path, 
             "target": codec.to_json(step.target),
             "runtime": step.runtime,
             "calibration": imported.calibration if step.recipe.needs_calibration else None,
-            "options": {**step.target.options, **project.options},
             "workdir": str(folder),
         },
         workdir=folder,
@@ -205,6 +206,7 @@ def check_programs(
         "edge.stages.checking:check_programs",
         {
             "carrier": str(imported.carrier),
+            "carrier_runtime": "litert",
             "signature": codec.to_json(imported.signature),
             "evaluation": imported.evaluation,
             "reference": str(imported.reference),
@@ -289,12 +291,18 @@ def _lay_out(folder: Path, imported: Imported, built: Built) -> dict[str, artifa
         roles["golden.npz"] = "golden"
     for extra in built.program.extra_files:
         shutil.copyfile(extra, folder / extra.name)
-        roles[extra.name] = "extra"
-    placement = built.inspection.details.get("prediction")
-    if placement:
-        codec.write_atomically(folder / "placement.json", codec.dumps(placement))
+        roles[extra.name] = _role(extra)
+    if "placement" in built.inspection.details:
+        operators = [codec.to_json(o) for o in built.inspection.operators]
+        codec.write_atomically(folder / "placement.json", codec.dumps({"mode": "predicted", "operators": operators}))
         roles["placement.json"] = "placement"
     return roles
+
+
+def _role(extra: Path) -> artifacts.FileRole:
+    if extra.name.endswith("_edgetpu.tflite"):
+        return "compiled"
+    return "log" if extra.suffix == ".log" else "extra"
 
 
 def _write_reports(folder: Path, manifest: Manifest, roles: dict[str, artifacts.FileRole]) -> None:
@@ -331,7 +339,7 @@ def _manifest(project: Project, step: Step, imported: Imported, built: Built) ->
         verdict="unchecked",
         reasons=(),
         findings=tuple(dict.fromkeys((*findings, *found))),
-        details={**built.program.details, **{k: v for k, v in inspection.details.items() if k != "prediction"}},
+        details={**inspection.details, **built.program.details},
     )
 
 
@@ -379,6 +387,7 @@ def check(
         answer = isolate.call(
             "edge.stages.checking:check_artifact",
             {
+                "carrier_runtime": manifest.runtime,
                 "carrier": str(opened.file("carrier")) if opened.file("carrier") else None,
                 "program": str(opened.program),
                 "golden": str(opened.file("golden")) if opened.file("golden") else None,
@@ -400,6 +409,48 @@ def check(
             progress("measuring latency on this host", None)
             latency = host_latency(step, opened.program, built, latency_profile, work, progress)
     return _checked(opened, answer, latency, budgets, target)
+
+
+def compile_artifact(path: Path, options: Mapping[str, Any], progress: Progress = isolate.no_progress) -> Artifact:
+    """Finish an artifact for the Edge TPU with the compiler; the artifact is replaced whole. Raises ArtifactError."""
+    opened = artifacts.read(path)
+    manifest = opened.manifest
+    if manifest.runtime != "edgetpu":
+        raise UsageError(
+            f"{path} was built for {manifest.target} with {manifest.runtime}; only edgetpu artifacts are compiled.",
+            hint="Build one with --target coral.",
+        )
+    given = {**_target_of(manifest).options, **options}
+    with working_folder() as work:
+        answer = isolate.call(
+            "edge.stages.building:compile_program",
+            {"path": str(opened.program), "options": given, "workdir": str(work)},
+            workdir=work,
+            name="compile",
+            progress=progress,
+            # The compiler may run three times and be bisected; each run has its own limit.
+            timeout_s=20 * float(options.get("timeout_s", 180)),
+        )
+        return _with_compiled(opened, answer)
+
+
+def _with_compiled(opened: Artifact, answer: Mapping[str, Any]) -> Artifact:
+    findings = tuple(codec.from_json(Finding, f) for f in answer["findings"])
+    kept = tuple(f for f in opened.manifest.findings if f.rule != "EDGETPU_NOT_COMPILED")
+    manifest = replace(
+        opened.manifest,
+        findings=tuple(dict.fromkeys((*kept, *findings))),
+        details={**opened.manifest.details, **answer["details"]},
+    )
+    roles = {f.path: f.role for f in opened.manifest.files if f.role not in ("compiled", "report")}
+    with artifacts.writing(opened.path) as folder:
+        for name in roles:
+            shutil.copyfile(opened.path / name, folder / name)
+        for extra in map(Path, answer["files"]):
+            shutil.copyfile(extra, folder / extra.name)
+            roles[extra.name] = _role(extra)
+        _write_reports(folder, manifest, roles)
+    return artifacts.read(opened.path)
 
 
 def _target_of(manifest: Manifest) -> Target:

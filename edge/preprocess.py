@@ -326,7 +326,7 @@ def _shape_hint(raw: Array, geometry: tuple[int, int, int] | None, spec: TensorS
     if geometry and raw.dtype != np.uint8 and raw.ndim in (2, 3):
         return "Only uint8 images of 1 or 3 channels are resized and recoloured: give the image as uint8."
     if pre.resize != "none" and not geometry:
-        return "Images need an input of layout NHWC or NCHW with 1 or 3 channels: declare its layout."
+        return "Images need layout NHWC or NCHW and 1 or 3 channels, or [1, height, width] and colour=gray: declare it."
     return None
 
 

@@ -122,6 +122,7 @@ class Runtime(Protocol):
 
     name: str
     carrier: Carrier
+    suffix: str
     recipes: tuple[str, ...]
     kernel_sets: tuple[str, ...]
 
@@ -137,4 +138,8 @@ class Runtime(Protocol):
 
     def open(self, path: Path, *, kernels: str, threads: int) -> Session:
         """Load the program with one of `kernel_sets`. Raises SourceError."""
+        ...
+
+    def open_carrier(self, path: Path) -> Session:
+        """Load a float carrier of this runtime's kind, to compare programs with."""
         ...

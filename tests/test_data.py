@@ -2,75 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import tracemalloc
-import wave
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from edge.calibration.data import Dataset, inspect_samples, open_dataset, split, spread
-from edge.calibration.data_folder import load_image, load_wav
+from edge.calibration.data import inspect_samples, open_dataset, split, spread
 from edge.calibration.data_types import Role, Sample
 from edge.errors import DataError
-from edge.signature import Preprocess, Signature, Task, TensorSpec
-
-Array = NDArray[Any]
-MODELS = Path(__file__).resolve().parents[1] / "../shared/models"
-needs_models = pytest.mark.skipif(not MODELS.is_dir(), reason="the folder of shared models is absent")
-
-
-def signature(
-    *shape: int,
-    layout: Any = "other",
-    dtype: str = "float32",
-    pre: Preprocess | None = None,
-    task: Task = "other",
-    classes: int = 10,
-    labels: tuple[str, ...] = (),
-) -> Signature:
-    """Return the contract of a model of one input."""
-    return Signature(
-        inputs=(TensorSpec(name="image", shape=(1, *shape), layout=layout, dtype=dtype),),
-        outputs=(TensorSpec(name="scores", shape=(1, classes)),),
-        preprocess={"image": pre} if pre else {},
-        task=task,
-        labels=labels,
-    )
-
-
-VECTOR = signature(4)
-TWO = Signature(
-    inputs=(TensorSpec(name="a", shape=(1, 2)), TensorSpec(name="b", shape=(1, 3))),
-    outputs=(TensorSpec(name="out", shape=(1, 1)),),
+from edge.signature import Preprocess, Task
+from tests.data_helpers import (
+    MODELS,
+    RGB8,
+    ROWS,
+    TWO,
+    VECTOR,
+    Array,
+    calibration,
+    needs_models,
+    picture,
+    refused,
+    save,
+    signature,
+    table,
+    values,
+    write_wav,
 )
-
-
-def calibration(location: object, contract: Signature = VECTOR, **options: Any) -> Dataset:
-    """Open data for calibration."""
-    return open_dataset(str(location), contract, role="calibration", **options)
-
-
-def values(data: Dataset, name: str = "image") -> list[Any]:
-    """Return one input of all samples as lists."""
-    return [sample.inputs[name][0].tolist() for sample in data]
-
-
-def refused(location: object, contract: Signature = VECTOR, role: Role = "calibration") -> str:
-    """Read data to the end and return the message that refuses it, with its hint."""
-    with pytest.raises(DataError) as caught:
-        list(open_dataset(str(location), contract, role=role))
-    assert caught.value.exit_code == 2
-    return f"{caught.value.message} {caught.value.hint or ''}"
-
-
-ROWS = np.arange(40, dtype=np.float32).reshape(10, 4)
-
 
 # --- choosing samples --------------------------------------------------------------------------------------------
 
@@ -204,6 +168,25 @@ def test_damaged_npz(tmp_path: Path) -> None:
     assert "it ends within samples" in refused(tmp_path / "short.npz")
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["d.npz", "d.npy", "d.csv", "d.wav"]), st.data())
+def test_damaged_bytes_are_refused_or_read(name: str, data: st.DataObject) -> None:
+    """Whatever bytes are changed or cut off, the data are read or refused with a DataError."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        np.savez(path, x=ROWS) if name == "d.npz" else np.save(Path(folder) / "d.npy", ROWS)
+        if name == "d.csv":
+            table(path.parent, "f0,f1,f2,f3,y", "1,2,3,4,0", "5,6,7,8,1")
+        if name == "d.wav":
+            write_wav(path, np.zeros(4, np.int16))
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(0, 3))):
+            content[data.draw(st.integers(0, min(len(content), 250) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+        with contextlib.suppress(DataError):
+            assert list(calibration(folder if name == "d.wav" else path))
+
+
 def test_npy_that_cannot_be_used(tmp_path: Path) -> None:
     """Objects are not unpickled, other formats not guessed, and emptiness is said."""
     np.save(tmp_path / "o.npy", objects(), allow_pickle=True)
@@ -224,215 +207,6 @@ def test_streaming_ten_thousand_samples_keeps_memory_bounded(tmp_path: Path) -> 
     tracemalloc.stop()
     assert total == 10_000
     assert peak < 6e6
-
-
-# --- folders -----------------------------------------------------------------------------------------------------
-
-RGB8 = signature(8, 8, 3, layout="NHWC", pre=Preprocess(resize="antialias"))
-
-
-def save(path: Path, image: Array, **options: Any) -> Path:
-    """Write an image file."""
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, **options)
-    return path
-
-
-def picture(height: int = 10, width: int = 12, seed: int = 0) -> Array:
-    """Return a random colour image."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".PNG"])
-def test_lossless_images_keep_their_pixels(tmp_path: Path, suffix: str) -> None:
-    """A file's RGB pixels arrive as they are."""
-    assert np.array_equal(load_image(save(tmp_path / f"a{suffix}", picture())), picture())
-
-
-def test_class_folders_give_labels(tmp_path: Path) -> None:
-    """Subfolders in sorted order are classes; other files and hidden ones are ignored."""
-    for number, name in enumerate(["dog/b.png", "cat/z.jpg", "dog/a.webp", "cat/deep/y.jpeg", ".hidden/x.png"]):
-        save(tmp_path / name, picture(seed=number))
-    (tmp_path / "cat" / "notes.txt").write_text("no image")
-    data = calibration(tmp_path, RGB8)
-    assert data.class_names == ("cat", "dog")
-    assert [(s.id, s.label) for s in data] == [
-        ("cat/deep/y.jpeg", 0),
-        ("cat/z.jpg", 0),
-        ("dog/a.webp", 1),
-        ("dog/b.png", 1),
-    ]
-    assert data.first().inputs["image"].shape == (1, 8, 8, 3)
-
-
-def test_class_folders_follow_the_models_labels(tmp_path: Path) -> None:
-    """Where the signature knows the folders' names, its order counts."""
-    for name in ("cat", "dog"):
-        save(tmp_path / name / "a.png", picture())
-    contract = signature(8, 8, 3, layout="NHWC", pre=Preprocess(resize="area"), labels=("dog", "bird", "cat"))
-    data = calibration(tmp_path, contract)
-    assert [s.label for s in data] == [2, 0]
-    assert data.class_names == ("dog", "bird", "cat")
-
-
-def test_numbered_class_folders_warn_of_their_order(tmp_path: Path) -> None:
-    """Folders 2 and 10 sort as text, which is a finding."""
-    for name in ("2", "10"):
-        save(tmp_path / name / "a.png", picture())
-    found = {f.rule: f for f in calibration(tmp_path, RGB8).findings()}
-    assert "sorted as text (10, 2)" in found["CLASS_ORDER"].message
-
-
-def test_loose_files_and_one_subfolder_are_unlabelled(tmp_path: Path) -> None:
-    """A single subfolder says nothing of classes."""
-    save(tmp_path / "images" / "a.png", picture())
-    assert not calibration(tmp_path, RGB8).labelled
-    save(tmp_path / "b.png", picture())
-    assert "holds 1 files beside the subfolders images" in refused(tmp_path, RGB8)
-
-
-def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
-    """An empty folder, a damaged image and a file that is none are named."""
-    assert "no images and no WAV files in the folder; accepted: .png" in refused(tmp_path, RGB8)
-    (tmp_path / "readme.txt").write_text("x")
-    assert "no images and no WAV files" in refused(tmp_path, RGB8)
-    whole = save(tmp_path / "a.jpg", picture(200, 200)).read_bytes()
-    (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])
-    assert "b.jpg: the image is damaged" in refused(tmp_path, RGB8)
-    (tmp_path / "b.jpg").write_text("text")
-    assert "b.jpg: not a readable image; accepted: PNG, JPEG, BMP, WebP" in refused(tmp_path, RGB8)
-    assert "a folder feeds one input; the model has a, b" in refused(tmp_path, TWO)
-
-
-def test_image_modes_are_converted_as_stated(tmp_path: Path) -> None:
-    """Palettes resolve, transparency is dropped, gray stays gray, 16 bits lose the lower 8."""
-    from PIL import Image
-
-    image = picture()
-    rgba = np.dstack([image, np.zeros(image.shape[:2], np.uint8)])
-    assert np.array_equal(load_image(save(tmp_path / "rgba.png", rgba)), image)
-    Image.fromarray(image).quantize(8).save(tmp_path / "p.png")
-    expected = np.asarray(Image.fromarray(image).quantize(8).convert("RGB"))
-    assert np.array_equal(load_image(tmp_path / "p.png"), expected)
-    assert np.array_equal(load_image(save(tmp_path / "l.png", image[..., 0])), image[..., :1])
-    deep = np.array([[0, 255, 256, 65535]], np.uint16)
-    assert load_image(save(tmp_path / "deep.png", deep)).ravel().tolist() == [0, 0, 1, 255]
-    Image.fromarray(image[..., 0] > 127).save(tmp_path / "bits.png")
-    assert set(load_image(tmp_path / "bits.png").ravel().tolist()) == {0, 255}
-
-
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    """A picture stored sideways comes upright."""
-    from PIL import Image
-
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = np.zeros((16, 32, 3), np.uint8)
-    image[:, :16] = 255
-    upright = load_image(save(tmp_path / "a.jpg", image, exif=exif, quality=95))
-    assert upright.shape == (32, 16, 3)
-    assert upright[:16].mean() > 250
-    assert upright[16:].mean() < 5
-
-
-def write_wav(path: Path, samples: Array, *, width: int = 2, rate: int = 16000) -> Path:
-    """Write a WAV file of samples [frames] or [frames, channels]."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as writer:
-        writer.setnchannels(samples.shape[1] if samples.ndim == 2 else 1)
-        writer.setsampwidth(width)
-        writer.setframerate(rate)
-        writer.writeframes(samples.tobytes())
-    return path
-
-
-def test_wav_folder(tmp_path: Path) -> None:
-    """Float inputs receive value / 32768, int16 inputs the values themselves."""
-    samples = np.array([-32768, 0, 16384, 32767], np.int16)
-    for name in ("yes/a.wav", "no/b.wav"):
-        write_wav(tmp_path / name, samples)
-    data = calibration(tmp_path)
-    assert (data.kind, data.class_names, [s.label for s in data]) == ("audio", ("no", "yes"), [0, 1])
-    assert values(data)[0] == [-1, 0, 0.5, 32767 / 32768]
-    assert values(calibration(tmp_path, signature(4, dtype="int16")))[0] == samples.tolist()
-    stereo = np.stack([samples, samples], axis=1)
-    assert load_wav(write_wav(tmp_path / "s.wav", stereo), "int16")[0].tolist() == stereo.tolist()
-
-
-def test_wav_files_that_cannot_be_used(tmp_path: Path) -> None:
-    """Another width, another rate, another length and another format are named."""
-    write_wav(tmp_path / "a.wav", np.zeros(4, np.int16))
-    write_wav(tmp_path / "b.wav", np.zeros(4, np.uint8), width=1)
-    assert "b.wav: 8 bits per sample; accepted: 16-bit PCM" in refused(tmp_path)
-    write_wav(tmp_path / "b.wav", np.zeros(4, np.int16), rate=8000)
-    assert "b.wav: recorded at 8000 Hz, a.wav at 16000 Hz" in refused(tmp_path)
-    write_wav(tmp_path / "b.wav", np.zeros(5, np.int16))
-    assert "b.wav: input 'image' received float32[5]; accepted: [1, 4]" in refused(tmp_path)
-    (tmp_path / "b.wav").write_bytes(b"RIFF")
-    assert "b.wav: not a readable WAV file of 16-bit PCM: it ends too early" in refused(tmp_path)
-
-
-# --- csv ---------------------------------------------------------------------------------------------------------
-
-
-def table(folder: Path, *lines: str) -> Path:
-    """Write a CSV file."""
-    path = folder / "d.csv"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
-    return path
-
-
-def test_csv_of_numbers(tmp_path: Path) -> None:
-    """All columns but the label's make the vector, in their order."""
-    data = calibration(table(tmp_path, "f0,f1,label,f2,f3", "1,2,1,3,4.5", "0,0,0,-1,1e3"))
-    assert values(data) == [[1, 2, 3, 4.5], [0, 0, -1, 1000]]
-    assert [s.label for s in data] == [1, 0]
-    assert data.count == 2
-
-
-def test_csv_of_files_and_class_names(tmp_path: Path) -> None:
-    """Cells are paths relative to the file; class names are numbered in sorted order."""
-    save(tmp_path / "im" / "a.png", picture())
-    np.save(tmp_path / "b.npy", picture(8, 8))
-    data = calibration(table(tmp_path, "file,label", "im/a.png,dog", "b.npy,cat"), RGB8)
-    assert [s.label for s in data] == [1, 0]
-    assert data.class_names == ("cat", "dog")
-    assert np.array_equal(list(data)[1].inputs["image"][0], picture(8, 8))
-
-
-def test_csv_of_several_inputs_and_array_labels(tmp_path: Path) -> None:
-    """Columns go by the inputs' names; a label may be a file."""
-    for name, length in (("a", 2), ("b", 3), ("boxes", 5)):
-        np.save(tmp_path / f"{name}.npy", np.full(length, length))
-    (sample,) = calibration(table(tmp_path, "b,label,a", "b.npy,boxes.npy,a.npy"), TWO)
-    assert sample.inputs["a"].tolist() == [[2, 2]]
-    assert sample.inputs["b"].tolist() == [[3, 3, 3]]
-    assert np.asarray(sample.label).tolist() == [5] * 5
-
-
-@pytest.mark.parametrize(
-    ("lines", "text"),
-    [
-        (["f0,f1,f2,f3"], "no rows below the header"),
-        (["f0,f1,f2,f3", "1,2,3"], "d.csv:2: 3 cells; the header has 4"),
-        (["f0,f1,f2,f3", "1,2,3,4", "1,2,x,4"], "d.csv:3, column 'f2': 'x' is not a finite number"),
-        (["f0,f1,f2,f3", "1,2,nan,4"], "d.csv:2, column 'f2': 'nan' is not a finite number"),
-        (["image", "gone.npy"], "column 'image': no file 'gone.npy'; paths are relative to"),
-        (["image", "a.xyz"], "'a.xyz' is neither a number nor a file of .npy, .png"),
-        (["p,q,label", "a.png,b.png,1"], "the columns p, q, label do not feed the inputs image"),
-        (["f0,f1", "1,2"], "d.csv:2: input 'image' received int64[2]; accepted: [1, 4]"),
-        (["f0,f0", "1,2"], "the header must name every column once"),
-        (
-            ["f0,f1,f2,f3,label", "1,2,3,4,cat", "1,2,3,4,5"],
-            "column 'label' mixes class names, such as 'cat', with numbers",
-        ),
-    ],
-)
-def test_csv_that_cannot_be_used(tmp_path: Path, lines: list[str], text: str) -> None:
-    """The message names line and column."""
-    assert text in refused(table(tmp_path, *lines))
 
 
 # --- callables ---------------------------------------------------------------------------------------------------

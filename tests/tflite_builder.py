@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from edge.signature import Quantization
 from edge.targets.litert import edit, flatbuffer
@@ -45,6 +45,16 @@ _DEFAULT_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "BATCH_MATMUL": ("BatchMatMulOptions", {}),
     "TRANSPOSE": ("TransposeOptions", {}),
 }
+
+
+def f32(values: ArrayLike) -> NDArray[np.float32]:
+    """Return an array of float32."""
+    return np.asarray(values, np.float32)
+
+
+def i32(values: ArrayLike) -> NDArray[np.int32]:
+    """Return an array of int32."""
+    return np.asarray(values, np.int32)
 
 
 class GraphBuilder:
@@ -217,6 +227,4 @@ class Samples:
 def normal_samples(shapes: dict[str, Sequence[int]], count: int = 16, seed: int = 0) -> Samples:
     """Return `count` samples of standard normal float32 inputs."""
     rng = np.random.default_rng(seed)
-    return Samples(
-        [{n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()} for _ in range(count)]
-    )
+    return Samples([{n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()} for _ in range(count)])

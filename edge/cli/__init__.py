@@ -16,7 +16,7 @@ def application() -> typer.Typer:
     """Return the typer application with all commands."""
     import typer
 
-    from edge.cli import build, check, compile_, devices, doctor, init, inspect, targets
+    from edge.cli import build, check, compile_, demo, devices, doctor, init, inspect, targets
 
     app = typer.Typer(
         name="edgekit",
@@ -29,17 +29,10 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for module in (build, check, inspect, compile_, targets, devices, doctor, init):
+    for module in (build, check, inspect, compile_, targets, devices, doctor, init, demo):
         module.register(app)
-    app.command("demo")(_demo_command())
     app.callback(invoke_without_command=True)(_root)
     return app
-
-
-def _demo_command() -> object:
-    from edge.cli import demo
-
-    return demo.demo
 
 
 def _root(version: bool = False) -> None:

@@ -8,7 +8,7 @@ import torch  # noqa: TID253 - this file is the user's model
 from torch import nn  # noqa: TID253
 
 
-class Digits(nn.Module):
+class Digits(nn.Module):  # type: ignore[misc]
     """Images float32[N, 1, 8, 8] in 0..16 -> logits float32[N, 10]; a depthwise-separable network of 8,000 parameters."""
 
     def __init__(self) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from edge.errors import ConversionError, DataError
+from edge.calibration.affine import dequantize, step_sizes
+from edge.errors import ConversionError
 from edge.findings import Finding
 from edge.signature import Quantization
 
@@ -25,44 +26,6 @@ DEAD_MIN_SAMPLES = 8
 DEAD_MIN_MOVEMENT = 0.01  # of the reference's largest value: a constant in float may be constant in int8
 CLIPPED_MIN_SHARE = 0.01
 _CLIPPED_BY_STEPS = 1.5  # a softmax of 1.0 lies one step beyond int8's end at scale 1/256, by design
-
-
-def _per_axis(values: Sequence[float], quantization: Quantization, rank: int) -> Floats:
-    """Return scales or zero points in a shape that broadcasts against an array of that rank."""
-    array = np.asarray(values, np.float64)
-    if array.size == 1:
-        return array.reshape(())
-    shape = [1] * rank
-    shape[quantization.axis or 0] = array.size
-    return array.reshape(shape)
-
-
-def dequantize(array: ArrayLike, quantization: Quantization) -> NDArray[np.float32]:
-    """Return scale * (stored - zero_point) in float32, shape kept.
-
-    Worked number: scale 0.5, zero point -128, stored -126 -> 1.0.
-    """
-    stored = np.asarray(array)
-    scale, zero = (_per_axis(part, quantization, stored.ndim) for part in (quantization.scale, quantization.zero_point))
-    return ((stored.astype(np.float64) - zero) * scale).astype(np.float32)
-
-
-def quantize(array: ArrayLike, quantization: Quantization, dtype: str) -> Array:
-    """Return round(real / scale) + zero_point, limited to the range of `dtype` (int8, uint8, int16, …), shape kept.
-
-    The division is in float32 and halves round away from zero, as TFLite's reference kernel does it. Infinite values
-    saturate. Worked numbers: scale 0.5, zero point -128: 1.0 -> -126; 0.25 is half a step -> -127; 1000.0 -> 127.
-    Raises DataError for NaN.
-    """
-    real = np.asarray(array, np.float32)
-    if np.isnan(real).any():
-        raise DataError(f"{int(np.isnan(real).sum())} of {real.size} values are NaN and have no {dtype} value")
-    scale, zero = (_per_axis(part, quantization, real.ndim) for part in (quantization.scale, quantization.zero_point))
-    limits = np.iinfo(dtype)
-    with np.errstate(over="ignore"):
-        steps = (real / scale.astype(np.float32)).astype(np.float64)
-    rounded = np.trunc(steps + np.copysign(0.5, steps)) + zero
-    return np.clip(rounded, limits.min, limits.max).astype(dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +118,7 @@ class _Stored:
         at_end = (stored == limits.min) | (stored == limits.max)
         self._ends += int(at_end.sum())
         if self._quantization is not None:
-            scale = _per_axis(self._quantization.scale, self._quantization, stored.ndim)
+            scale = step_sizes(self._quantization, stored.ndim)
             beyond = np.abs(real - dequantize(stored, self._quantization)) > _CLIPPED_BY_STEPS * scale
             self._clipped += int((at_end & beyond & _outwards(stored, real, self._quantization)).sum())
 

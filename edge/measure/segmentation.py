@@ -28,7 +28,9 @@ class MeanIntersectionOverUnion(Metric):
 
     def update(self, outputs: Outputs, label: Any) -> None:
         """Take one sample."""
-        mask = np.asarray(self.label_of(label)).squeeze()
+        mask = np.asarray(self.label_of(label))
+        if mask.ndim == 3 and 1 in (mask.shape[0], mask.shape[2]):
+            mask = mask[0] if mask.shape[0] == 1 else mask[:, :, 0]
         if mask.ndim != 2 or mask.dtype.kind not in "iub":
             raise self.refusal(f"the label has shape {mask.shape} and dtype {mask.dtype}", "an integer mask (H, W)")
         predicted, classes = self._prediction(self.selected(outputs), mask.shape)

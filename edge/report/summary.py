@@ -47,10 +47,10 @@ def difference(metric: str, value: float) -> str:
 def _accuracy_rows(a: Accuracy) -> list[Row]:
     mode = f"{a.mode}, {a.kernels} kernels"
     unit = " points" if _is_share(a.metric) else ""
-    drop = (
-        f"{difference(a.metric, a.drop)}{unit}, 95 % interval "
-        f"[{difference(a.metric, a.drop_low)}, {difference(a.metric, a.drop_high)}], {a.samples} samples"
-    )
+    interval = "no interval: too few samples"
+    if a.drop_low is not None and a.drop_high is not None:
+        interval = f"95 % interval [{difference(a.metric, a.drop_low)}, {difference(a.metric, a.drop_high)}]"
+    drop = f"{difference(a.metric, a.drop)}{unit}, {interval}, {a.samples} samples"
     return [
         Row(label=f"{a.metric} float source", value=score(a.metric, a.float), mode="measured"),
         Row(label=f"{a.metric} float carrier", value=score(a.metric, a.carrier), mode=mode),

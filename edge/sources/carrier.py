@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from edge.errors import ConversionError, SourceError
+from edge.targets.litert import edit
 from edge.targets.litert import flatbuffer as fb
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.generic]
 
 SIGNATURE_KEY = "serving_default"
 
@@ -92,19 +86,6 @@ def check_operators(model: Any, where: str, error: type[ConversionError] | type[
     )
 
 
-def add_constant(model: Any, name: str, value: Array) -> int:
-    """Add a constant tensor to the main graph and return its index."""
-    schema = fb.schema()
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    tensor = schema.TensorT()
-    tensor.name, tensor.shape = name, list(value.shape)
-    tensor.type, tensor.buffer = fb.dtype_code(value.dtype.name), len(model.buffers) - 1
-    model.subgraphs[0].tensors.append(tensor)
-    return len(model.subgraphs[0].tensors) - 1
-
-
 def replace_tensor(model: Any, old: int, new: int) -> None:
     """Let every reader of tensor `old` of the main graph, its ends and signatures included, read `new`."""
     graph = model.subgraphs[0]
@@ -138,19 +119,7 @@ def prune(model: Any) -> None:
             op.intermediates = remap(op.intermediates)
     for entry in ends:
         entry.tensorIndex = remap([entry.tensorIndex])[0]
-    _prune_buffers(model)
-
-
-def _prune_buffers(model: Any) -> None:
-    metadata = model.metadata or []
-    tensors = [t for graph in model.subgraphs for t in graph.tensors]
-    used = sorted({0, *(t.buffer for t in tensors), *(m.buffer for m in metadata)})
-    remap = {old: new for new, old in enumerate(used)}
-    model.buffers = [model.buffers[i] for i in used]
-    for holder in [*tensors, *metadata]:
-        holder.buffer = remap[holder.buffer]
-    if model.metadataBuffer is not None:
-        model.metadataBuffer = [remap[int(b)] for b in model.metadataBuffer if int(b) in remap]
+    edit.drop_unused_buffers(model)
 
 
 def transposed_ends(model: Any) -> tuple[set[int], set[int]]:

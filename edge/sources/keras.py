@@ -98,5 +98,5 @@ def _cannot_load(path: Path, config: dict[str, Any], error: Exception) -> Source
     detail = next((line for line in lines if line.startswith("Exception encountered")), lines[0])
     return SourceError(
         f"Keras cannot load {path}: {type(error).__name__}: {detail[:400]}",
-        hint="Load the file with the Keras version that wrote it and save it as .keras.",
+        hint="Load the file with the Keras version that wrote it and save it as .keras (HDF5 loses some operators).",
     )

@@ -27,7 +27,16 @@ HOW_TO_SAVE = "Save the whole model: model.save('model.keras')."
 # Arguments that only shape training or the first values of weights: dropping them cannot change inference.
 _TRAINING_ONLY = ("initializers", "regularizers", "constraints")
 # Class names of serialized values that are no classes of Keras.
-_STRUCTURE = ("Functional", "__tuple__", "__tensor__", "__keras_tensor__", "__lambda__", "slice", "function", "Policy")
+_STRUCTURE = (
+    "Functional",
+    "__tuple__",
+    "__tensor__",
+    "__keras_tensor__",
+    "__lambda__",
+    "__slice__",
+    "function",
+    "Policy",
+)
 # Values that mean "not used" in every layer that had such an argument: groups=1, time_major=False, ragged=False, …
 _NEUTRAL: tuple[Any, ...] = (None, False, 1, "", [], {})
 
@@ -90,7 +99,7 @@ def lambda_layers(config: Any) -> tuple[str, ...]:
 
 def unknown_classes(config: Any) -> tuple[str, ...]:
     """Return the names of the classes that Keras does not have."""
-    names = {o["class_name"]: None for o in objects(config)}
+    names = {o["class_name"]: None for o in objects(config) if not str(o.get("module")).startswith("keras")}
     return tuple(n for n in names if _find(n)[0] is None and n not in _STRUCTURE)
 
 

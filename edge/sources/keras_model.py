@@ -68,14 +68,16 @@ class LoadedKeras:
         import tensorflow as tf
 
         try:
-            function = tf.function(self._function(), input_signature=self._specs()).get_concrete_function()
+            # Without an input signature: batches of another size, for reference outputs, are traced when they come.
+            reference = tf.function(self._function())
+            function = reference.get_concrete_function(*self._specs())
         except Exception as error:  # a model's own code runs here
             raise SourceError(
                 f"The model cannot be called with {', '.join(map(str, self._inputs))}: {_first(error)}",
                 hint="Declare the shape that it was made for.",
             ) from error
         outputs = [function.structured_outputs[key] for key in sorted(function.structured_outputs)]
-        return function, output_names(self._model, self._keys), outputs
+        return reference, output_names(self._model, self._keys), outputs
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the model's float outputs, by signature name, computed by TensorFlow."""
@@ -120,15 +122,15 @@ class LoadedKeras:
             self.findings = (*self.findings, _unroll_finding(steps))
 
     def _convert(self, workdir: Path) -> bytes:
-        import keras
         import tensorflow as tf
 
         with tempfile.TemporaryDirectory(dir=workdir, prefix=".savedmodel-") as folder:
             try:
-                archive = keras.export.ExportArchive()
-                archive.track(self._model)
-                archive.add_endpoint(name="serve", fn=self._function(), input_signature=self._specs())
-                archive.write_out(folder, verbose=False)
+                # Only the variables are tracked: Keras's own export traces each layer with its open shapes as well.
+                module = tf.Module()
+                module.kept = [v.value for v in self._model.variables]
+                module.serve = tf.function(self._function(), input_signature=self._specs())
+                tf.saved_model.save(module, folder, signatures=module.serve.get_concrete_function())
                 # Not from_concrete_functions(functions, model): it leaves the weights uninitialised without a word.
                 program: bytes = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
             except Exception as error:  # converters raise many types
@@ -155,6 +157,8 @@ def output_names(model: Any, keys: Sequence[str]) -> tuple[str, ...]:
     if keys and not any(key.split("_")[0].isdigit() or not key for key in keys):
         return declared.unique(keys)
     layers = getattr(model, "output_names", None)
+    if layers is None and len(keys) == 1 and type(model).__name__ == "Sequential":
+        layers = [model.layers[-1].name]
     if layers and len(layers) == len(keys):
         return declared.unique(layers)
     return tuple(f"output_{number}" for number in range(len(keys)))
@@ -269,7 +273,11 @@ def _unroll_finding(names: tuple[str, ...]) -> Finding:
 
 
 def _first(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:400]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # AutoGraph puts a traceback first and the message after it.
+    if lines[:1] == ["in user code:"]:
+        lines = [line.partition(": ")[2] for line in lines if re.match(r"\w+(Error|Exception): ", line)] or lines[1:]
+    return (lines or [type(error).__name__])[0][:400]
 
 
 def _cannot_convert(error: Exception) -> ConversionError:

@@ -10,6 +10,7 @@ from edge.errors import ConversionError, SourceError
 from edge.findings import Finding
 from edge.sources.carrier import prune, replace_tensor
 from edge.sources.interpret import interpreter
+from edge.targets.litert import edit
 from edge.targets.litert import flatbuffer as fb
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def fold_weights(model: Any, where: str) -> tuple[Finding, ...]:
     graph = fb.graph(model)
     stored = [t for t in graph.tensors if t.is_constant and (_is_quantized(t) or t.dtype == "float16")]
     for tensor in stored:
-        _store_float(model, tensor.index, _real(model, graph, tensor, where))
+        target = model.subgraphs[0].tensors[tensor.index]
+        edit.set_constant(model, target, _real(model, graph, tensor, where))
+        target.quantization = None
     dead = {op.index for op in graph.ops if op.name == "DEQUANTIZE" and graph.tensors[op.inputs[0]].is_constant}
     for index in dead:
         replace_tensor(model, graph.ops[index].outputs[0], graph.ops[index].inputs[0])
@@ -96,14 +99,6 @@ def _nibbles(data: Any, tensor: fb.Tensor) -> Array:
     low = np.right_shift(np.left_shift(packed, 4), 4)
     both = np.stack([low, np.right_shift(packed, 4)], axis=1).ravel()
     return both[: tensor.elements].reshape(tensor.shape)
-
-
-def _store_float(model: Any, index: int, value: Array) -> None:
-    buffer = fb.schema().BufferT()
-    buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
-    model.buffers.append(buffer)
-    tensor = model.subgraphs[0].tensors[index]
-    tensor.buffer, tensor.type, tensor.quantization = len(model.buffers) - 1, fb.dtype_code("float32"), None
 
 
 def _refuse_unknown(model: Any, where: str) -> None:

@@ -136,7 +136,7 @@ def _from_exported(path: Path, declaration: Declaration) -> LoadedSource:
         )
     module = program.module(check_guards=False)
     findings = (*to_float32(module), *_baked(program))
-    args, kwargs = program.example_inputs
+    args, kwargs = _batch_of_one(program)
     call = torch_io.from_example(module, args, kwargs, declaration)
     return LoadedTorch(module, call, declaration, digest=declared.file_digest(path), findings=findings, kind="torch")
 
@@ -160,6 +160,25 @@ def _refuse_training(program: Any, path: Path) -> None:
         )
 
 
+def _batch_of_one(program: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the example inputs, cut to one sample where the first dimensions are one open size used nowhere else."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    inputs = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
+    shapes = [list(map(str, n.meta["val"].shape)) for n in inputs if isinstance(n.meta.get("val"), torch.Tensor)]
+    batch = {s[0] for s in shapes if s and not s[0].isdigit()}
+    elsewhere = {d for s in shapes for d in s[1:]}
+    example: tuple[tuple[Any, ...], dict[str, Any]] = program.example_inputs
+    if len(batch) != 1 or batch & elsewhere:
+        return example
+    opened = iter([bool(s) and s[0] in batch for s in shapes])
+    cut: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(
+        lambda v: v[:1] if isinstance(v, torch.Tensor) and next(opened) else v, example
+    )
+    return cut
+
+
 def _baked(program: Any) -> tuple[Finding, ...]:
     ranges = {str(symbol): str(limits) for symbol, limits in program.range_constraints.items()}
     if not ranges:
@@ -168,7 +187,7 @@ def _baked(program: Any) -> tuple[Finding, ...]:
         Finding(
             rule="SHAPES_BAKED",
             severity="warning",
-            message=f"{len(ranges)} dynamic sizes of the exported program become those of its example inputs.",
+            message=f"{len(ranges)} dynamic sizes become fixed: an open batch 1, others as in the example inputs.",
             fix="Declare shapes for other sizes.",
         ),
     )

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.sources.carrier import add_constant, prune, replace_tensor
+from edge.sources.carrier import prune, replace_tensor
+from edge.targets.litert import edit
 from edge.targets.litert import flatbuffer as fb
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _reduce(model: Any, graph: fb.Graph) -> bool:
         moved = np.array(sorted(p[i] for i in reduced), np.int32)
         target = model.subgraphs[0].operators[op.index]
         name = f"{graph.tensors[op.outputs[0]].name}/axes"
-        target.inputs = [transpose.inputs[0], add_constant(model, name, moved)]
+        target.inputs = [transpose.inputs[0], edit.add_constant(model, model.subgraphs[0], name, moved)]
         return True
     return False
 
@@ -140,7 +141,7 @@ def _permute_columns(
         buffer = model.buffers[tensor.buffer]
         buffer.data = np.frombuffer(np.ascontiguousarray(moved).tobytes(), np.uint8)
         return
-    copy = add_constant(model, f"{tensor.name}/channel_last", moved)
+    copy = edit.add_constant(model, model.subgraphs[0], f"{tensor.name}/channel_last", moved)
     for op in readers:
         if op.inputs[1] == weights:
             model.subgraphs[0].operators[op.index].inputs = [op.inputs[0], copy, *op.inputs[2:]]

@@ -30,5 +30,19 @@ def build_program(request: dict[str, Any], progress: Progress) -> dict[str, Any]
         Path(request["workdir"]),
         progress,
     )
-    found = runtime.inspect(program.path, target, request["options"])
+    found = runtime.inspect(program.path, target, target.options)
     return {"program": codec.to_json(program), "inspection": codec.to_json(found)}
+
+
+def compile_program(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Compile a built int8 program for the Edge TPU."""
+    from edge.targets.edgetpu import finish
+
+    progress("compiling for the Edge TPU", None)
+    options = finish.options_from(request["options"])
+    done = finish.compile_program(Path(request["path"]), options, Path(request["workdir"]))
+    return {
+        "files": [str(f) for f in done.files],
+        "findings": [codec.to_json(f) for f in done.findings],
+        "details": dict(done.details),
+    }

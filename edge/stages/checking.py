@@ -84,7 +84,7 @@ def check_programs(request: dict[str, Any], progress: Progress) -> dict[str, Any
     example = samples.first().label
     make = _metric_maker(request["metric"], signature, example)
     floats = make()
-    carrier = Subject(_open("litert", request["carrier"], "xnnpack"), make())
+    carrier = Subject(_open_carrier(request), make())
     subjects = [Subject(_open(p["runtime"], p["path"], p["kernels"]), make()) for p in request["programs"]]
     keep = set(_evenly(reference.count, GOLDEN_VECTORS))
     for index, sample in enumerate(samples):
@@ -105,6 +105,10 @@ def check_programs(request: dict[str, Any], progress: Progress) -> dict[str, Any
 
 def _open(runtime: str, path: str, kernels: str) -> Session:
     return registry.runtime(runtime).open(Path(path), kernels=kernels, threads=1)
+
+
+def _open_carrier(request: Mapping[str, Any]) -> Session:
+    return registry.runtime(request["carrier_runtime"]).open_carrier(Path(request["carrier"]))
 
 
 def _metric_maker(name: str | None, signature: Signature, label: Any) -> Any:
@@ -200,7 +204,7 @@ def _evaluate(request: Mapping[str, Any], session: Session, findings: list[Findi
     signature = codec.from_json(Signature, request["signature"])
     samples = open_dataset(request["evaluation"], signature, role="evaluation")
     make = _metric_maker(request["metric"], signature, samples.first().label)
-    carrier, subject = Subject(_open("litert", request["carrier"], "xnnpack"), make()), Subject(session, make())
+    carrier, subject = Subject(_open_carrier(request), make()), Subject(session, make())
     for index, sample in enumerate(samples):
         _, _, expected = carrier.run(sample.inputs)
         label = expected if sample.label is None else sample.label

@@ -33,7 +33,7 @@ _LIBRARY_FOLDERS = (
     *("usr/lib", "usr/lib64", "usr/local/lib"),
 )
 _DPKG_STATUS = "var/lib/dpkg/status"
-_HOW_TO_GET = (
+HOW_TO_GET = (
     "Install the Debian package libedgetpu1-std (or libedgetpu1-max, a higher clock that gets hot) of Google's Coral "
     "package repository; see the page Get started of the Coral documentation."
 )
@@ -148,7 +148,7 @@ def runtime_version(library: Library) -> str | None:
         handle = ctypes.CDLL(library.path)
     except OSError as error:
         raise DeviceError(
-            f"The Edge TPU library {library.path} cannot be loaded: {error}.", hint=_HOW_TO_GET
+            f"The Edge TPU library {library.path} cannot be loaded: {error}.", hint=HOW_TO_GET
         ) from error
     with contextlib.suppress(AttributeError):
         handle.edgetpu_version.restype = ctypes.c_char_p
@@ -222,7 +222,7 @@ def open_edgetpu(path: Path, device: str | None = None, *, root: Path = Path("/"
     chosen = select(device, attached(root))
     library = find_library(root)
     if library is None:
-        raise DeviceError(f"The Edge TPU library {LIBRARY} is not on this machine.", hint=_HOW_TO_GET)
+        raise DeviceError(f"The Edge TPU library {LIBRARY} is not on this machine.", hint=HOW_TO_GET)
     version = runtime_version(library)
     used: Literal["ai_edge_litert", "pycoral"] = "pycoral" if google_pycoral() else "ai_edge_litert"
     try:

@@ -94,9 +94,7 @@ def predict(graph: Graph, *, multiple_subgraphs: bool = False, min_runtime_versi
     the compiler's reason for unsupported data types.
     """
     book = rules.load()
-    refusals = [
-        book.first(Case(graph=graph, op=op, runtime=min_runtime_version, book=book)) for op in graph.ops
-    ]
+    refusals = [book.first(Case(graph=graph, op=op, runtime=min_runtime_version, book=book)) for op in graph.ops]
     kept = [members for kind, members in partition(graph, [r is None for r in refusals]) if kind]
     if not multiple_subgraphs:
         kept = kept[:1]
@@ -137,7 +135,9 @@ def _placed(graph: Graph, index: int, refusal: Rule | None, subgraph: int | None
 def _mapped_certainty(graph: Graph, index: int, book: RuleBook) -> str:
     op = graph.ops[index]
     facts = book.operators[op.name]
-    largest = max(graph.tensors[t].elements for t in (*op.inputs, *op.outputs) if t >= 0 and not graph.tensors[t].is_constant)
+    largest = max(
+        graph.tensors[t].elements for t in (*op.inputs, *op.outputs) if t >= 0 and not graph.tensors[t].is_constant
+    )
     # Size limits exist that nobody wrote down, so far beyond the largest seen is a guess even where documented.
     if facts.elements and largest > 4 * facts.elements:
         return "extrapolated"

@@ -24,7 +24,6 @@ _VERSION_LIMITS = {
     "FULLY_CONNECTED": 9,
     "RESHAPE": 1,
     "TRANSPOSE_CONV": 3,
-    "MUL": 4,
     "BATCH_MATMUL": 4,
 }
 
@@ -67,23 +66,24 @@ def predict_program(
     name: str = "model",
     multiple_subgraphs: bool = False,
     min_runtime_version: int = DEFAULT_RUNTIME,
+    hosts: Mapping[str, str] | None = None,
 ) -> Prediction:
     """Predict placement, memory and latency of a program given as bytes, path or `ModelT`.
+
+    `hosts` maps a connection to the CPU class that runs the unmapped operators, where it is not the usual one.
 
     Raises SourceError for what is no valid flatbuffer, UsageError for a runtime version that does not exist.
     """
     if min_runtime_version not in RUNTIMES:
         raise UsageError(
-            f"The Edge TPU runtime version {min_runtime_version} does not exist; accepted: {RUNTIMES[0]} to {RUNTIMES[-1]}.",
+            f"No Edge TPU runtime has version {min_runtime_version}; accepted: {RUNTIMES[0]} to {RUNTIMES[-1]}.",
             hint="Leave --min-runtime-version out: the compiler's default is 14.",
         )
     from edge.targets.edgetpu.latency import predict_latency
 
     loaded = flatbuffer.load(model, name=name) if isinstance(model, bytes | Path) else model
     graph = flatbuffer.graph(loaded)
-    placed = placement.predict(
-        graph, multiple_subgraphs=multiple_subgraphs, min_runtime_version=min_runtime_version
-    )
+    placed = placement.predict(graph, multiple_subgraphs=multiple_subgraphs, min_runtime_version=min_runtime_version)
     parameters = memory.plan(graph, placed, min_runtime_version=min_runtime_version)
     used = memory.activations(graph, placed)
     return Prediction(
@@ -91,7 +91,7 @@ def predict_program(
         placement=placed,
         memory=parameters,
         activations=used,
-        latency_ms=predict_latency(graph, placed.mapped, parameters),
+        latency_ms=predict_latency(graph, placed.mapped, parameters, hosts=hosts),
         findings=(*refusals(graph, subgraphs=len(loaded.subgraphs)), *_advice(graph, placed, parameters, used)),
     )
 

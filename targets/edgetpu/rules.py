@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from edge.errors import SourceError
 from edge.targets.litert.flatbuffer import Graph, Op, Tensor
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class OperatorFacts:
 class Rule:
     """One reason why an operator is not mapped.
 
-    `observed` counts refused operators of the ground truth, `seen` those of public logs; `parameters` belong to the test.
+    `observed` counts refused operators of the ground truth, `seen` those of public logs; `parameters` are the test's.
     """
 
     id: str
@@ -113,8 +114,13 @@ class Case:
 
     def source(self) -> Tensor:
         """The tensor that the operator transforms."""
-        at = _ARGUMENTS.get(self.op.name, 0)
-        return self.graph.tensors[self.op.inputs[min(at, len(self.op.inputs) - 1)]]
+        return self.input(_ARGUMENTS.get(self.op.name, 0))
+
+    def input(self, position: int) -> Tensor:
+        """An input that the operator cannot do without; SourceError where it is missing."""
+        if position >= len(self.op.inputs) or self.op.inputs[position] < 0:
+            raise SourceError(f"Operator {self.op.index} ({self.op.name}) has no input {position}.")
+        return self.graph.tensors[self.op.inputs[position]]
 
     def constant(self, position: int) -> NDArray[Any] | None:
         """Value of a constant input, None where it is absent or computed."""
@@ -216,7 +222,7 @@ def _stride_not_one(case: Case, _: Parameters) -> bool:
 
 def _uneven_dilation(case: Case, _: Parameters) -> bool:
     across, down = case.op.option("dilationWFactor", 1), case.op.option("dilationHFactor", 1)
-    height, width = case.graph.tensors[case.op.inputs[1]].shape[1:3]
+    height, width = case.input(1).shape[1:3]
     # A dilation along an axis where the kernel is 1 long changes nothing.
     return across != down and height > 1 and width > 1
 
@@ -227,7 +233,7 @@ def _last_axis_above(case: Case, parameters: Parameters) -> bool:
 
 
 def _alpha_not_1d(case: Case, _: Parameters) -> bool:
-    alpha = case.graph.tensors[case.op.inputs[1]].shape
+    alpha = case.input(1).shape
     return sum(d > 1 for d in alpha) > 1
 
 

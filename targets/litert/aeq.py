@@ -38,7 +38,7 @@ def quantize(program: bytes, recipe: Recipe, ranges: Ranges | None) -> bytes:
         made = quantizer.Quantizer(program)
         _add_scheme(made, "*", ".*", recipe.scheme, recipe.weight_bits, recipe.granularity, number=0)
         for number, override in enumerate(recipe.overrides, start=1):
-            _add_override(made, override, recipe, number)
+            _add_override(made, override, recipe, _written(program, override), number)
         _add_ends(made, recipe)
         statistics = None if ranges is None else _statistics(program, ranges)
         with warnings.catch_warnings():
@@ -56,10 +56,6 @@ def quantize(program: bytes, recipe: Recipe, ranges: Ranges | None) -> bytes:
 
 def _scope(regex: str, number: int) -> str:
     """Make the regular expression unique: the package orders rules by expression, and the last one must win."""
-    try:
-        re.compile(regex)
-    except re.error as error:
-        raise QuantizationError(f"The override's expression {regex!r} is no regular expression: {error}.") from None
     return f"(?:{regex})(?#{number:04d})"
 
 
@@ -72,14 +68,27 @@ def _operator(name: str) -> Any:
         return None
 
 
-def _add_override(made: Any, override: Override, recipe: Recipe, number: int) -> None:
+def _written(program: bytes, override: Override) -> str:
+    """Return an expression for the outputs of the operators that an override matches.
+
+    The package searches in all output names of an operator, each followed by `;`: a user's `^name$` would never match.
+    """
+    if override.tensor == ".*":
+        return ".*"
+    views = flatbuffer.graphs(flatbuffer.load(program))
+    names = {v.tensors[op.outputs[0]].name for v in views for op in v.ops if op.outputs}
+    matching = sorted(re.escape(name) for name in names if re.search(override.tensor, name))
+    return f"^(?:{'|'.join(matching)});" if matching else "(?!)"
+
+
+def _add_override(made: Any, override: Override, recipe: Recipe, scope: str, number: int) -> None:
     if _operator(override.operator) is None:
         if override.scheme == "float32":
             return  # unknown to the package: it stays float anyway
         raise QuantizationError(
             f"{NAME} has no integer form of {override.operator}, for which an override asks {override.scheme}."
         )
-    _add_scheme(made, override.operator, override.tensor, override.scheme, 8, recipe.granularity, number=number)
+    _add_scheme(made, override.operator, scope, override.scheme, 8, recipe.granularity, number=number)
 
 
 def _add_scheme(

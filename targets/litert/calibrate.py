@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sized
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from edge.isolate import Progress, no_progress
 from edge.targets.litert import contract, flatbuffer, session
 
 if TYPE_CHECKING:
-    from edge.calibration.data import Dataset
+    from numpy.typing import NDArray
 
 
 def collect(
-    program: bytes, samples: Dataset, estimator: Estimator, *, threads: int = 2, progress: Progress = no_progress
+    program: bytes, samples: Iterable[Any], estimator: Estimator, *, threads: int = 2, progress: Progress = no_progress
 ) -> Ranges:
     """Return the ranges of all float activations of subgraph 0, one sample in memory at a time.
 
@@ -35,7 +35,7 @@ def collect(
 
 
 def _one_pass(watcher: _Watcher, samples: Iterable[Any], progress: Progress) -> int:
-    total = len(samples) if hasattr(samples, "__len__") else None
+    total = len(samples) if isinstance(samples, Sized) else None
     count = 0
     for count, sample in enumerate(samples, start=1):
         try:
@@ -70,7 +70,7 @@ class _Watcher:
         self._session.invoke(inputs)
         for index, name in self._tensors:
             try:
-                self._estimator.update(name, self._session.tensor(index))
+                self._estimator.update(name, cast("NDArray[np.float32]", self._session.tensor(index)))
             except NonFiniteError as error:
                 raise QuantizationError(
                     f"The float model computes {error.value} in tensor {name!r} for calibration sample {number}.",
@@ -82,7 +82,7 @@ class _Watcher:
 def run_reference(program: bytes, samples: Iterable[Any], *, limit: int) -> list[dict[str, Any]]:
     """Return the outputs of a float program for the first `limit` samples."""
     opened = session.LiteRTSession(program, kernels="xnnpack", threads=1)
-    found = []
+    found: list[dict[str, Any]] = []
     for sample in samples:
         if len(found) == limit:
             break

@@ -103,7 +103,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Op:
-    """A view of one operator. Inputs may hold -1 for an omitted optional one. `options` is the schema's object or None."""
+    """A view of one operator. Inputs hold -1 for an omitted optional one. `options` is the schema's object or None."""
 
     index: int
     name: str
@@ -173,9 +173,25 @@ def load(source: Path | bytes, *, name: str | None = None) -> Any:
         raise
     except Exception as error:  # the generated reader raises whatever a wild offset leads to
         raise _bad(where, "it ends early or an offset leads out of the file") from error
-    _check(model, where, len(data))
-    _inline_buffers(model, data)
+    _check(model, where, data)
     return model
+
+
+def _check(model: Any, where: str, data: bytes) -> None:
+    if not model.subgraphs or model.buffers is None or not _has(model.operatorCodes, model.subgraphs):
+        raise _bad(where, "it has no graph")
+    for buffer in model.buffers:
+        if buffer.offset > 1 and buffer.offset + buffer.size > len(data):
+            raise _bad(where, "a buffer lies outside of the file")
+    _inline_buffers(model, data)
+    for number, graph in enumerate(model.subgraphs):
+        _check_graph(model, graph, where, f"subgraph {number}")
+    for signature in _list(model.signatureDefs):
+        if not 0 <= signature.subgraphIndex < len(model.subgraphs):
+            raise _bad(where, "a signature names a subgraph that is not there")
+        tensors = len(_list(model.subgraphs[signature.subgraphIndex].tensors))
+        for entry in [*_list(signature.inputs), *_list(signature.outputs)]:
+            _check_indices([entry.tensorIndex], tensors, where, "a signature", optional=False)
 
 
 def _inline_buffers(model: Any, data: bytes) -> None:
@@ -186,33 +202,19 @@ def _inline_buffers(model: Any, data: bytes) -> None:
             buffer.offset = buffer.size = 0
 
 
-def _check(model: Any, where: str, size: int) -> None:
-    if not model.subgraphs or model.buffers is None or not _has(model.operatorCodes, model.subgraphs):
-        raise _bad(where, "it has no graph")
-    for buffer in model.buffers:
-        if buffer.offset > 1 and buffer.offset + buffer.size > size:
-            raise _bad(where, "a buffer lies outside of the file")
-    codes = len(model.operatorCodes or [])
-    for number, graph in enumerate(model.subgraphs):
-        place = f"subgraph {number}"
-        tensors = len(_list(graph.tensors))
-        for t in _list(graph.tensors):
-            _check_tensor(t, model, where, place)
-        _check_indices(_ints(graph.inputs), tensors, where, f"{place}: input", optional=False)
-        _check_indices(_ints(graph.outputs), tensors, where, f"{place}: output", optional=False)
-        for at, op in enumerate(_list(graph.operators)):
-            if not 0 <= op.opcodeIndex < codes:
-                raise _bad(where, f"{place}: operator {at} has code {op.opcodeIndex} of {codes}")
-            _check_indices(_ints(op.inputs), tensors, where, f"{place}: operator {at} input", optional=True)
-            _check_indices(_ints(op.outputs), tensors, where, f"{place}: operator {at} output", optional=False)
-            _check_indices(_ints(op.intermediates), tensors, where, f"{place}: operator {at}", optional=True)
-            _check_calls(op, len(model.subgraphs), where, f"{place}: operator {at}")
-    for signature in _list(model.signatureDefs):
-        if not 0 <= signature.subgraphIndex < len(model.subgraphs):
-            raise _bad(where, "a signature names a subgraph that is not there")
-        tensors = len(_list(model.subgraphs[signature.subgraphIndex].tensors))
-        for entry in [*_list(signature.inputs), *_list(signature.outputs)]:
-            _check_indices([entry.tensorIndex], tensors, where, "a signature", optional=False)
+def _check_graph(model: Any, graph: Any, where: str, place: str) -> None:
+    codes, tensors = len(_list(model.operatorCodes)), len(_list(graph.tensors))
+    for t in _list(graph.tensors):
+        _check_tensor(t, model, where, place)
+    _check_indices(_ints(graph.inputs), tensors, where, f"{place}: input", optional=False)
+    _check_indices(_ints(graph.outputs), tensors, where, f"{place}: output", optional=False)
+    for at, op in enumerate(_list(graph.operators)):
+        if not 0 <= op.opcodeIndex < codes:
+            raise _bad(where, f"{place}: operator {at} has code {op.opcodeIndex} of {codes}")
+        _check_indices(_ints(op.inputs), tensors, where, f"{place}: operator {at} input", optional=True)
+        _check_indices(_ints(op.outputs), tensors, where, f"{place}: operator {at} output", optional=False)
+        _check_indices(_ints(op.intermediates), tensors, where, f"{place}: operator {at}", optional=True)
+        _check_calls(op, len(model.subgraphs), where, f"{place}: operator {at}")
 
 
 def _check_calls(op: Any, subgraphs: int, where: str, place: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -113,35 +114,29 @@ def macs(view: Graph, op: Op) -> int:
     """
     shapes = [view.tensors[t].shape if t >= 0 else () for t in op.inputs]
     out = view.tensors[op.outputs[0]].elements if op.outputs else 0
+    work = 0
     match op.name:
         case "CONV_2D":
-            return out * _product(shapes[1][1:])
+            work = out * math.prod(shapes[1][1:])
         case "DEPTHWISE_CONV_2D":
-            return out * _product(shapes[1][1:3])
+            work = out * math.prod(shapes[1][1:3])
         case "FULLY_CONNECTED":
-            return out * shapes[1][-1]
+            work = out * shapes[1][-1]
         case "TRANSPOSE_CONV":
-            return view.tensors[op.inputs[2]].elements * _product(shapes[1][:3])
+            work = math.prod(shapes[2]) * math.prod(shapes[1][:3])
         case "CONV_3D":
-            return out * _product(shapes[1][:4])
+            work = out * math.prod(shapes[1][:4])
         case "BATCH_MATMUL":
-            return out * shapes[0][-2 if op.option("adjX", default=False) else -1]
+            work = out * shapes[0][-2 if op.option("adjX", default=False) else -1]
         case "UNIDIRECTIONAL_SEQUENCE_LSTM":
-            return _lstm_macs(view, op)
-    return 0
+            work = _lstm_macs(view, op)
+    return work
 
 
 def _lstm_macs(view: Graph, op: Op) -> int:
     steps = view.tensors[op.inputs[0]].elements // max(1, view.tensors[op.inputs[0]].shape[-1])
     weights = [t for t in op.inputs[1:9] if t >= 0]  # four gates, from the input and from the recurrent state
     return steps * sum(view.tensors[t].elements for t in weights)
-
-
-def _product(values: tuple[int, ...]) -> int:
-    result = 1
-    for value in values:
-        result *= value
-    return result
 
 
 def min_runtime_version(model: Any) -> str | None:
@@ -170,7 +165,7 @@ def _findings(model: Any, views: list[Graph], found: coverage.Coverage) -> tuple
             Finding(
                 rule="INT16_SLOW",
                 severity="info",
-                message="XNNPACK has no kernels for int16 activations: on a CPU this runs about 20 times slower than float.",
+                message="XNNPACK has no int16 kernels: on a CPU this runs about 20 times slower than float.",
                 fix="Use int8 or float on CPUs; int16 activations pay on accelerators that have them.",
             )
         )

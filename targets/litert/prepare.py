@@ -1,7 +1,7 @@
 """Bring a float flatbuffer to the form that quantizers understand, without changing what it computes.
 
-The passes exist because quantizers read old or unusual files wrongly and without a word: an operator code that stands only
-in the deprecated one-byte field is taken for ADD; two tensors of one name share their statistics.
+The passes exist because quantizers read old or unusual files wrongly and without a word: an operator code that stands
+only in the deprecated one-byte field is taken for ADD; two tensors of one name share their statistics.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _is_scaled(raw: Any, tensor: flatbuffer.Tensor) -> bool:
 
 
 def _refuse_quantized(model: Any) -> None:
-    """Refuse integer activations. Stored integer weights under float activations (dynamic, weight-only) are restored."""
+    """Refuse integer activations; stored integer weights under float activations (dynamic, weight-only) may be."""
     found: list[str] = []
 
     def visit(raw: Any, tensor: flatbuffer.Tensor) -> None:
@@ -206,7 +206,7 @@ def _squeeze_to_reshape(model: Any, graph: Any) -> None:
 
 
 def _general_int16_scales(model: Any, graph: Any) -> None:
-    """Tell int16 ADD and SUB that scales are no powers of 2, which the schema assumes by default; no effect on others."""
+    """Tell int16 ADD and SUB that scales are no powers of 2, as the schema assumes by default; others ignore it."""
     schema = flatbuffer.schema()
     for op in graph.operators or ():
         name, _, _ = flatbuffer.operator_name(model, op)

@@ -44,7 +44,7 @@ def quantize(program: bytes, recipe: Recipe, ranges: Ranges, samples: Iterable[A
         made = wrapper.QuantizeModel(
             ends,
             ends,
-            True,  # noqa: FBT003 - allow operators to stay float: counted and judged by the caller
+            True,  # operators may stay float: the caller counts and judges them
             _number("int16" if wide else "int8"),
             _number("int64" if wide else "int32"),
             per_tensor,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edge.calibration import ranges as estimators
 from edge.calibration.ranges import Ranges
@@ -14,9 +15,6 @@ from edge.findings import Finding
 from edge.isolate import Progress, no_progress
 from edge.targets.litert import aeq, calibrate, coverage, edit, flatbuffer, prepare, ptq, repair, tryout
 from edge.targets.litert.coverage import Coverage
-
-if TYPE_CHECKING:
-    from edge.calibration.data import Dataset
 
 # In order of preference; the first whose program is integer throughout wins, else the one that leaves least float.
 QUANTIZERS = (aeq.NAME, ptq.NAME)
@@ -47,7 +45,7 @@ class _Attempt:
 def quantize(
     model: Any,
     recipe: Recipe,
-    samples: Dataset | None,
+    samples: Iterable[Any] | None,
     *,
     full_integer: bool = False,
     threads: int = 2,
@@ -57,6 +55,7 @@ def quantize(
 
     The same model, recipe, samples and package versions give the same bytes. Raises QuantizationError, DataError.
     """
+    _refuse_bad_overrides(recipe)
     prepare.quantizable(model, static=recipe.needs_calibration)
     _refuse_single_use(recipe, samples)
     magnitude = repair.patch_masks(model, samples) if recipe.needs_calibration and samples is not None else None
@@ -80,6 +79,17 @@ def quantize(
         findings=_findings(model, recipe, best, ranges, magnitude),
         details=_details(best, failures, ranges, magnitude),
     )
+
+
+def _refuse_bad_overrides(recipe: Recipe) -> None:
+    for override in recipe.overrides:
+        try:
+            re.compile(override.tensor)
+        except re.error as error:
+            raise QuantizationError(
+                f"The override's expression {override.tensor!r} is no regular expression: {error}.",
+                hint="It is searched in the names of the tensors that operators write; `edgekit inspect` lists them.",
+            ) from None
 
 
 def _refuse_single_use(recipe: Recipe, samples: Any) -> None:

@@ -26,9 +26,9 @@ def patch_masks(model: Any, samples: Iterable[Any]) -> float | None:
     """Replace float constants beyond ±1e30 (attention masks of -inf) by the smallest power of 2 that acts the same.
 
     A quantizer derives the step of int8 from the smallest value: with -inf the mask becomes 0 and padding is attended.
-    "The same" is: float outputs on the first samples differ by at most 1e-5 of their largest magnitude. Edits the checked
-    `ModelT` in place and returns the magnitude used, None where there was nothing to do. Raises QuantizationError where no
-    value up to 16384 acts the same.
+    "The same" is: float outputs on the first samples differ by at most 1e-5 of their largest magnitude. Edits the
+    checked `ModelT` in place and returns the magnitude used, None where there was nothing to do. Raises
+    QuantizationError where no value up to 16384 acts the same.
     """
     masks = _masks(model)
     if not masks:
@@ -82,10 +82,11 @@ def lift_dead_channels(model: Any, ranges: Ranges, levels: int) -> int:
     """Give output channels whose weights are all but 0 a weight scale that their bias fits.
 
     The bias is stored as int32 in steps of s_in * s_w. With s_w near 0 (a dead channel after batch-norm folding) it
-    overflows: ai-edge-quantizer then even flips its sign, and the channel's constant is lost. The largest weight of such a
-    channel is raised to w = 127 * |b| / (s_in * 2^30), so that b takes 2^30 steps; as |x| <= levels * s_in, this adds at most
-    127 * levels / 2^30 * |b| to the output (3e-5 of the bias for 255 levels). Channels of exact zeros get 1e-7 of the
-    tensor's largest weight, because XNNPACK refuses a scale of 0. Returns the number of channels edited, in place.
+    overflows: ai-edge-quantizer then even flips its sign, and the channel's constant is lost. The largest weight of
+    such a channel is raised to w = 127 * |b| / (s_in * 2^30), so that b takes 2^30 steps; as |x| <= levels * s_in, this
+    adds at most 127 * levels / 2^30 * |b| to the output (3e-5 of the bias for 255 levels). Channels of exact zeros get
+    1e-7 of the tensor's largest weight, because XNNPACK refuses a scale of 0. Returns the number of channels edited, in
+    place.
     """
     edited = 0
     for graph in model.subgraphs:
@@ -131,9 +132,9 @@ def _bias(model: Any, graph: Any, inputs: list[int], at: int) -> NDArray[np.floa
 def mend_signature(quantized: Any, source: Any) -> int:
     """Point the signature of a quantized `ModelT` at its subgraph's inputs and outputs, as the float `source` has them.
 
-    ai-edge-quantizer renews the subgraph's outputs but not the signature's where an output is also used inside the graph
-    (recurrent states): the signature then reads a tensor that is not there, or a float one that is not written. Returns the
-    number of entries that were wrong. Edits in place.
+    ai-edge-quantizer renews the subgraph's outputs but not the signature's where an output is also used inside the
+    graph (recurrent states): the signature then reads a tensor that is not there, or a float one that is not written.
+    Returns the number of entries that were wrong. Edits in place.
     """
     wrong = 0
     quantized.signatureDefs = quantized.signatureDefs or source.signatureDefs

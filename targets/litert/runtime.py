@@ -28,6 +28,7 @@ class LiteRT:
 
     name = "litert"
     carrier: Carrier = "litert"
+    suffix = ".tflite"
     recipes: tuple[str, ...] = recipes.NAMES
     kernel_sets: tuple[str, ...] = session.KERNEL_SETS
 
@@ -36,8 +37,8 @@ class LiteRT:
     ) -> Program:
         """Write the program below `workdir`.
 
-        `target.options["full_integer"]` makes an operator left float an error. Raises QuantizationError where the recipe
-        cannot be applied, DataError for calibration data that cannot be used.
+        `target.options["full_integer"]` makes an operator left float an error. Raises QuantizationError where the
+        recipe cannot be applied, DataError for calibration data that cannot be used.
         """
         if model.carrier != self.carrier:
             raise QuantizationError(f"LiteRT builds from the litert carrier, not from {model.carrier}.")
@@ -59,6 +60,10 @@ class LiteRT:
     def open(self, path: Path, *, kernels: str, threads: int) -> LiteRTSession:
         """Load the program. Raises SourceError for a damaged file, UsageError for an unknown kernel set."""
         return session.open_program(path, kernels=kernels, threads=threads)
+
+    def open_carrier(self, path: Path) -> LiteRTSession:
+        """Load the float carrier with XNNPACK's kernels."""
+        return session.open_program(path, kernels="xnnpack", threads=1)
 
 
 def _program(

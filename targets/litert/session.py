@@ -11,7 +11,7 @@ import numpy as np
 
 from edge.calibration import affine
 from edge.errors import DataError, MissingPackageError, SourceError, UsageError
-from edge.signature import Signature, TensorSpec
+from edge.signature import TensorSpec
 from edge.targets.litert import contract, flatbuffer
 
 if TYPE_CHECKING:

@@ -1,0 +1,150 @@
+"""Which source opens which file, and what everything else is told."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge.errors import SourceError, UsageError
+from edge.sources import registry
+from edge.sources.declared import file_digest, static_shape, unique
+from edge.sources.sniff import sniff
+from tests.tflite_builder import GraphBuilder
+
+
+def archive(path: Path, *names: str) -> str:
+    """Write a zip archive with these members."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, b"x")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "content"),
+    [
+        (("config.json", "metadata.json", "model.weights.h5"), "keras"),
+        (("m/archive_format", "m/models/model.json"), "pt2"),
+        (("m/code/__torch__.py", "m/constants.pkl", "m/data.pkl"), "torchscript"),
+        (("m/code/__torch__.py", "m/constants.pkl", "m/bytecode.pkl"), "torch-lite"),
+        (("m/data.pkl", "m/data/0"), "torch-pickle"),
+        (("x.npy", "y.npy"), "numpy"),
+        (("readme.txt",), "unknown"),
+    ],
+)
+def test_archives_are_told_apart_by_their_members(tmp_path: Path, names: tuple[str, ...], content: str) -> None:
+    """The members of an archive say what it is; the file's name does not matter."""
+    assert content == sniff(archive(tmp_path / "model.bin", *names))
+
+
+@pytest.mark.parametrize(
+    ("head", "content"),
+    [
+        (b"\x1c\0\0\0TFL3" + bytes(20), "tflite"),
+        (b"\x1c\0\0\0ET12" + bytes(20), "executorch"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(20), "hdf5"),
+        (b"\x08\x07\x12\x07pytorch", "onnx"),
+        (b"\x08\x01\x12\xb4\x90\x01", "saved-model"),
+        (b"\x0a\x1f\x0a\x05input", "frozen-graph"),
+        (b"hello, this is text", "unknown"),
+    ],
+)
+def test_files_are_told_apart_by_their_first_bytes(tmp_path: Path, head: bytes, content: str) -> None:
+    """Magic bytes, and the first fields of protocol buffers, say what a file is."""
+    path = tmp_path / "model"
+    path.write_bytes(head)
+    assert content == sniff(str(path))
+
+
+def test_builtin_sources_are_found(tmp_path: Path) -> None:
+    """Each kind of content reaches its source."""
+    builder = GraphBuilder()
+    builder.output(builder.op("ADD", [builder.input("x", (1, 2))] * 2, (1, 2)), "y")
+    (tmp_path / "a.tflite").write_bytes(builder.build())
+    (tmp_path / "m.py").write_text("def make(): ...\n")
+    keras = archive(tmp_path / "m.keras", "config.json", "metadata.json", "model.weights.h5")
+    found = [registry.detect(f"{tmp_path}/{name}").kind for name in ("a.tflite", "m.py:make")]
+    assert ["litert", "torch", "keras"] == [*found, registry.detect(keras).kind]
+
+
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (("m/code/__torch__.py", "m/constants.pkl"), "is a TorchScript archive"),
+        (("m/data.pkl",), "a state_dict or a pickled module"),
+        (("x.npy",), "NumPy data, not a model"),
+        (("readme.txt",), "is of no known kind"),
+    ],
+)
+def test_unsupported_archives_are_named(tmp_path: Path, names: tuple[str, ...], part: str) -> None:
+    """What cannot be built says what it is and what is accepted, and exits with 4."""
+    with pytest.raises(SourceError, match=part) as caught:
+        registry.detect(archive(tmp_path / "m.pt", *names))
+    assert "accepted: Keras .keras" in caught.value.message
+    assert 4 == caught.value.exit_code
+
+
+def test_missing_file_is_wrong_usage(tmp_path: Path) -> None:
+    """A missing file exits with 2 and names the path."""
+    with pytest.raises(UsageError, match="No such file or folder: .*nothing.keras") as caught:
+        registry.detect(str(tmp_path / "nothing.keras"))
+    assert 2 == caught.value.exit_code
+
+
+def test_python_file_without_function(tmp_path: Path) -> None:
+    """A Python file alone says how to name a function."""
+    path = tmp_path / "m.py"
+    path.write_text("")
+    with pytest.raises(UsageError, match="names no function") as caught:
+        registry.detect(str(path))
+    assert f"{path}:make_model" in (caught.value.hint or "")
+
+
+def test_folders_empty_and_truncated_files_are_refused(tmp_path: Path) -> None:
+    """A SavedModel folder, an empty file and half an archive each get their message."""
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"\x08\x01")
+    with pytest.raises(SourceError, match="a TensorFlow SavedModel"):
+        registry.detect(str(tmp_path / "saved"))
+    (tmp_path / "empty.keras").write_bytes(b"")
+    with pytest.raises(SourceError, match="is empty"):
+        registry.detect(str(tmp_path / "empty.keras"))
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as file:
+        file.writestr("config.json", b"x" * 100)
+    (tmp_path / "half.keras").write_bytes(data.getvalue()[:80])
+    with pytest.raises(SourceError, match="damaged or truncated archive"):
+        registry.detect(str(tmp_path / "half.keras"))
+
+
+def test_unknown_kind() -> None:
+    """A kind without source lists the kinds that there are."""
+    with pytest.raises(UsageError, match="accepted: keras, torch, litert"):
+        registry.get("caffe")
+
+
+def test_folder_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
+    """Renaming a member or changing its bytes changes the digest of a folder."""
+    digests = set()
+    for name, data in (("a", b"1"), ("b", b"1"), ("a", b"2")):
+        folder = tmp_path / f"{name}{len(digests)}"
+        folder.mkdir()
+        (folder / name).write_bytes(data)
+        digests.add(file_digest(folder))
+    assert 3 == len(digests)
+
+
+def test_unique_names() -> None:
+    """Repeated names get a number, also where that name is taken."""
+    assert ("a", "a_1", "a_1_1", "a_2") == unique(["a", "a", "a_1", "a"])
+
+
+def test_static_shape() -> None:
+    """An open batch is 1; a declared shape fills the other open dimensions."""
+    assert (1, 3) == static_shape("x", (None, 3), None)
+    assert (4, 7, 3) == static_shape("x", (-1, -1, 3), (4, 7, 3))
+    assert np.prod(static_shape("x", (), None)) == 1
