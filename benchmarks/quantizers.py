@@ -1,8 +1,8 @@
 """Int8 accuracy of edgekit against ai-edge-quantizer's defaults and tf.lite.TFLiteConverter, on real models and labels.
 
 Run from the repository: `python benchmarks/quantizers.py [FOLDER_OF_MODELS]`. All quantizers see the same calibration
-samples in the same order; accuracy is counted on the same labelled samples with the builtin kernels, as in
-"float / quantized". Where calibration and test samples are disjoint the table says `held out`, else `shared`: then the
+samples in the same order and start from the same weights; accuracy is counted on the same labelled samples with the
+builtin kernels. Where calibration and test samples are disjoint the table says `held out`, else `shared`: then the
 numbers compare quantizers, and are no estimate of accuracy in the field. `RMS` is the error of the outputs relative to
 the float model's, which moves where top-1 does not.
 """
@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 
 from edge.calibration import recipe as recipes
 from edge.errors import EdgekitError
-from edge.targets.litert import contract, flatbuffer, prepare, quantize, session
+from edge.targets.litert import contract, coverage, flatbuffer, prepare, quantize, session
 
 MODELS = Path(__file__).resolve().parents[1] / ".." / "shared" / "models"
 INT8 = recipes.named("int8")
@@ -33,15 +33,19 @@ INT8 = recipes.named("int8")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One model with its data. `keras` is a file that TFLiteConverter can start from, where there is one."""
+    """One model with its data: a float `.tflite`, or a Keras file, from which TFLiteConverter can start too."""
 
     name: str
-    model: Path | None
+    model: Path
     calibration: Any
     inputs: Any
     labels: Any
     split: str
-    keras: Path | None = None
+
+    @property
+    def is_keras(self) -> bool:
+        """Whether the source is a Keras file."""
+        return self.model.suffix != ".tflite"
 
 
 class Samples:
@@ -63,9 +67,8 @@ def cases(folder: Path) -> Iterator[Case]:
         data = np.load(folder / f"keras-hand-gesture/{name}_split_rs42.npz")
         yield Case(
             name=f"gesture {name}",
-            model=folder / f"keras-hand-gesture/{name}_classifier.tflite",
-            # The Keras file of the keypoint model is another training with three classes: no comparison.
-            keras=None if name == "keypoint" else folder / "keras-hand-gesture/point_history_classifier.hdf5",
+            # The Keras file of the keypoint model is another training, with three classes for labels of four.
+            model=folder / f"keras-hand-gesture/{name}_classifier.{'tflite' if name == 'keypoint' else 'hdf5'}",
             calibration=data["x_train"][:300],
             inputs=data["x_test"],
             labels=data["y_test"],
@@ -85,8 +88,7 @@ def cases(folder: Path) -> Iterator[Case]:
     images = data["x"].astype(np.float32) / 255
     yield Case(
         name="visual wake words",
-        model=folder / "mlperf-vww-mobilenet/vww_96_float.tflite",
-        keras=folder / "mlperf-vww-mobilenet/vww_96.h5",
+        model=folder / "mlperf-vww-mobilenet/vww_96.h5",
         calibration=images,
         inputs=images,
         labels=data["y"],
@@ -104,9 +106,17 @@ def cases(folder: Path) -> Iterator[Case]:
     )
 
 
-def canonical(path: Path) -> bytes:
-    """Return the float model with a signature, which ai-edge-quantizer's own calibration needs, and nothing else done."""
-    model = flatbuffer.load(path)
+def float_program(case: Case) -> bytes:
+    """Return the float model that all quantizers start from, so that all see the same weights.
+
+    It has a signature, which ai-edge-quantizer's own calibration needs; no weight is touched.
+    """
+    if case.is_keras:
+        import tensorflow as tf
+
+        model = flatbuffer.load(bytes(tf.lite.TFLiteConverter.from_saved_model(_saved_model(case)).convert()))
+    else:
+        model = flatbuffer.load(case.model)
     signature = contract.signature_of(model)
     fixed = tuple(_fixed(spec) for spec in signature.inputs)
     prepare.canonical(model, signature.with_tensors(fixed, signature.outputs))
@@ -114,8 +124,6 @@ def canonical(path: Path) -> bytes:
 
 
 def _fixed(spec: Any) -> Any:
-    from dataclasses import replace
-
     return replace(spec, shape=tuple(abs(d) for d in spec.shape))
 
 
@@ -158,7 +166,7 @@ def _saved_model(case: Case) -> str:
             config.pop("groups", None)
             super().__init__(**config)
 
-    model = keras.models.load_model(case.keras, compile=False, custom_objects={"DepthwiseConv2D": DepthwiseConv2D})
+    model = keras.models.load_model(case.model, compile=False, custom_objects={"DepthwiseConv2D": DepthwiseConv2D})
     shape = (1, *case.inputs.shape[1:])
     folder = tempfile.mkdtemp(prefix="edgekit-benchmark-")
     spec = [keras.InputSpec(shape=shape, dtype="float32", name="x")]
@@ -179,8 +187,6 @@ def outputs(program: bytes, rows: Any) -> Any:
 
 def measured(make: Callable[[Case, bytes], bytes], case: Case, program: bytes, reference: Any) -> str:
     """Return accuracy, relative RMS error and number of float operators of one quantizer, or why there is none."""
-    from edge.targets.litert import coverage
-
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -216,8 +222,7 @@ def main(folder: Path) -> int:
     start = time.monotonic()
     rows = [["model", "samples", "float", "edgekit", "ai-edge-quantizer default", "TFLiteConverter PTQ"]]
     for case in cases(folder):
-        assert case.model is not None
-        program = canonical(case.model)
+        program = float_program(case)
         reference = outputs(program, case.inputs)
         rows.append(
             [
@@ -226,7 +231,7 @@ def main(folder: Path) -> int:
                 f"{accuracy(reference, case.labels):6.2f} %",
                 measured(edgekit, case, program, reference),
                 measured(aeq_default, case, program, reference),
-                measured(tflite_converter, case, program, reference) if case.keras else "no Keras source",
+                measured(tflite_converter, case, program, reference) if case.is_keras else "no Keras source",
             ]
         )
     print(table(rows))

@@ -65,7 +65,7 @@ def _convert(model: str, folder: Path, request: Request, progress: Progress) -> 
     )
     progress(f"converting {model} to look at it", None)
     result = isolate.call(
-        "edge.stages:convert",
+        "edge.stages.importing:convert",
         {"source": model, "declaration": codec.to_json(declaration), "workdir": str(folder)},
         workdir=folder,
         progress=progress,

@@ -36,7 +36,7 @@ def write(
     progress(f"reading {source}", None)
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         answer = isolate.call(
-            "edge.stages:describe",
+            "edge.stages.importing:describe",
             {"source": source, "declaration": codec.to_json(declaration)},
             workdir=Path(folder),
             progress=progress,

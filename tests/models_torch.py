@@ -1,5 +1,6 @@
 """PyTorch factories for the tests of edge.sources: each is loaded as a user's file, `models_torch.py:name`."""
 
+# ruff: noqa: D103
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -76,6 +77,27 @@ class Attention(nn.Module):  # type: ignore[misc]
         query = self.query(tokens).view(1, 4, 2, 4).transpose(1, 2)
         weights = (query @ query.transpose(-1, -2)).softmax(-1)
         return tokens.mean(1), weights
+
+
+class Viewed(nn.Module):  # type: ignore[misc]
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(channels, 8, 3)
+        self.head = nn.Linear(8 * 3 * 3, 4)
+
+    def forward(self, image: Any) -> Any:
+        x = torch.max_pool2d(torch.relu(self.body(image)), 2)
+        return self.head(x.view(x.size(0), -1))
+
+
+class Encoder(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, tokens: Any, padding: Any) -> Any:
+        return self.layers(tokens, src_key_padding_mask=padding)
 
 
 class Counter(nn.Module):  # type: ignore[misc]
@@ -174,6 +196,18 @@ def lenet() -> Made:
 
 def flat() -> Made:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)), [image()]
+
+
+def viewed() -> Made:
+    return Viewed(3), torch.rand(1, 3, 8, 8)
+
+
+def viewed_gray() -> Made:
+    return Viewed(1), torch.rand(1, 1, 8, 8)
+
+
+def encoder() -> Made:
+    return Encoder(), (torch.rand(1, 5, 8), torch.tensor([[False, False, False, True, True]]))
 
 
 def detector() -> Made:

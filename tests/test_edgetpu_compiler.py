@@ -528,3 +528,44 @@ def test_each_difference_is_a_finding_and_in_the_record(
     assert [op["mapped"] for op in read["operators"]] == [True, True, False, True]
     assert len(read["differences"]) == len(found.findings)
     assert "step_0" not in json.dumps(read["operators"]), "tensor names may be private"
+
+
+def test_a_retry_that_works_is_told(
+    model: Path, tmp_path: Path, fake: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that is not reliable is worth a warning."""
+    failures = tmp_path / "failures"
+    failures.write_text("1")
+    monkeypatch.setenv("FAKE_FAILURES", str(failures))
+    result = compile_models(fake, [model], tmp_path / "out", Options())
+    assert [(f.rule, f.severity) for f in result.findings] == [("EDGETPU_RETRIED", "warning")]
+
+
+def test_a_result_without_edge_tpu_part_is_read(
+    model: Path, tmp_path: Path, fake: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler's 0-subgraph result is a result: no package, every operator on the CPU, each a difference."""
+    monkeypatch.setenv("FAKE_UNMAPPED", "ADD,RELU,LOGISTIC")
+    done = compile_models(fake, [model], tmp_path / "out", Options()).compilation
+    compiled = package.read(done.outputs[0], required=False)
+    assert (compiled.subgraphs, compiled.cpu_operators) == (0, ("ADD", "RELU", "LOGISTIC", "RELU"))
+    graph = flatbuffer.graph(flatbuffer.load(model))
+    placed, memory = _prediction(graph, 0)
+    compiled_graph = flatbuffer.graph(flatbuffer.load(done.outputs[0]))
+    found = compiler_compare.compare(graph, placed, memory, compiled_graph, compiled, done.log)
+    assert found.mapped == (False,) * 4
+    assert "EDGETPU_SUBGRAPHS_DIFFER" in {f.rule for f in found.findings}
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "says"),
+    [
+        (Options(), STDOUT_16, True),
+        (Options(intermediate_tensors=("a",)), STDOUT_16, False),
+        (Options(num_segments=2), STDOUT_16, False),
+        (Options(search_delegate=True), SEARCH_16, False),
+    ],
+)
+def test_cuts_and_pipelines_are_not_comparable(options: Options, text: str, says: bool) -> None:
+    """What lies behind a cut is on the CPU because of the cut, which is no difference from the prediction."""
+    assert compiler_compare.comparable(options, compiler_log.parse(text)) is says

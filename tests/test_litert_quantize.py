@@ -18,7 +18,7 @@ from edge.targets.litert.runtime import LiteRT
 from tests.tflite_builder import GraphBuilder, Samples, f32, normal_samples
 
 SHAPE = (1, 8, 8, 3)
-SAMPLES = normal_samples({"x": SHAPE})
+SAMPLES: Any = normal_samples({"x": SHAPE})
 
 
 def _classifier() -> bytes:
@@ -263,3 +263,11 @@ def test_coverage_counts_float_and_integer(tmp_path: Path) -> None:
     """A float program is float throughout, its int8 form not at all."""
     assert len(coverage.of(flatbuffer.load(_classifier())).left_float) == 5
     assert coverage.of(flatbuffer.load(_quantized(_classifier(), recipes.named("int8")).program)).left_float == ()
+
+
+def test_weights_that_were_quantized_before_are_a_finding() -> None:
+    """Quantizing the result of a weight-only recipe works, and says that its weights were quantized already."""
+    stored = _quantized(_classifier(), recipes.named("weight-only"), None)
+    made = _quantized(stored.program, recipes.named("int8"))
+    assert [f.rule for f in made.findings] == ["WEIGHTS_RESTORED"]
+    assert _relative_error(_classifier(), made.program, "p") < 0.04

@@ -18,6 +18,14 @@ from edge.targets.litert import flatbuffer as fb
 _TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
+def channel_first(tensor: Any) -> Any:
+    """Return an NHWC tensor as NCHW in memory too, so that `view` in a module works as on the module's own inputs."""
+    import torch
+
+    # Not contiguous(): for one channel it is satisfied with the strides of NHWC, and convolutions pass those on.
+    return tensor.permute(_TO_FIRST).clone(memory_format=torch.contiguous_format)
+
+
 def wrapper(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: frozenset[int]) -> Any:
     """Return a module of flat tensors to a tuple of tensors, the inputs and outputs at these positions channel-last."""
     import torch
@@ -28,7 +36,7 @@ def wrapper(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: 
             self.module = module
 
         def forward(self, *flat: Any) -> tuple[Any, ...]:
-            first = [t.permute(_TO_FIRST) if i in last_inputs else t for i, t in enumerate(flat)]
+            first = [channel_first(t) if i in last_inputs else t for i, t in enumerate(flat)]
             args, kwargs = call.arguments(first)
             results = [t for _, t in flatten_outputs(self.module(*args, **kwargs))]
             return tuple(t.permute(_TO_LAST) if i in last_outputs else t for i, t in enumerate(results))

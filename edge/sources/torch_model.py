@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ from edge.signature import Layout, Signature, TensorSpec
 from edge.sources import declared, factory
 from edge.sources.base import Declaration
 from edge.sources.carrier import count, set_signature, signature_tensors, transposed_ends
-from edge.sources.torch_convert import convert
+from edge.sources.torch_convert import channel_first, convert
 from edge.sources.torch_io import Call, dtype_name, flatten_outputs, narrowed, program_dtype
 from edge.targets.litert import flatbuffer as fb
 
@@ -66,7 +67,8 @@ class LoadedTorch:
 
         args, kwargs = self._call.arguments(tensors)
         try:
-            with torch.no_grad():
+            # The fast path of attention layers exists in eager mode only and writes 0 where the program does not.
+            with torch.no_grad(), _no_fast_path():
                 results = flatten_outputs(self._module(*args, **kwargs))
         except EdgekitError:
             raise
@@ -179,7 +181,7 @@ class LoadedTorch:
         tensors = []
         for name, example in zip(self._call.names, self._call.tensors, strict=True):
             value = torch.from_numpy(np.array(inputs[name])).to(example.dtype)
-            tensors.append(value.permute(0, 3, 1, 2).contiguous() if self._turned(("input", name)) else value)
+            tensors.append(channel_first(value) if self._turned(("input", name)) else value)
         results = {}
         for spec, (_, tensor) in zip(self.signature.outputs, self._run(tensors), strict=True):
             turned = tensor.permute(0, 2, 3, 1) if self._turned(("output", spec.name)) else tensor
@@ -196,6 +198,18 @@ class LoadedTorch:
             [(n, outputs[f"output_{i}"]) for i, n in enumerate(self._names)],
         )
         path.write_bytes(fb.dump(model))
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -72,7 +72,8 @@ class _Sums:
         self.total += reference.size
         a, b = reference.astype(np.float64), result.astype(np.float64)
         same = (a == b) | (np.isnan(a) & np.isnan(b))  # infinities and NaN of the source are its own
-        a, d = np.where(same & ~np.isfinite(a), 0.0, a), np.where(same, 0.0, np.abs(a - b))
+        with np.errstate(invalid="ignore"):
+            d = np.where(same, 0.0, np.abs(a - b))
         d = np.where(np.isnan(d), np.inf, d)
         a = np.where(np.isfinite(a), a, 0.0)
         self.worst = max(self.worst, float(d.max(initial=0.0)))

@@ -47,6 +47,13 @@ class Result:
     findings: tuple[Finding, ...] = ()
 
 
+_RETRIED = Finding(
+    rule="EDGETPU_RETRIED",
+    severity="warning",
+    message="The compiler gave up with an internal error and then compiled the same model.",
+)
+
+
 def cut_after(graph: Graph, index: int) -> tuple[str, ...]:
     """Return the names of the tensors that operators 0 to `index` compute and that something later needs."""
     made = {t for op in graph.ops[: index + 1] for t in op.outputs}
@@ -109,8 +116,10 @@ def compile_models(tool: Compiler, models: Sequence[Path], out_dir: Path, option
     if not first.internal_error:
         return Result(compilation=first)
     second = compiler.run(tool, models, out_dir, options)
+    if second.log.succeeded:
+        return Result(compilation=second, retried=True, findings=(_RETRIED,))
     if not second.internal_error or len(models) > 1 or options.intermediate_tensors or options.num_segments > 1:
-        return Result(compilation=second, retried=second.log.succeeded)
+        return Result(compilation=second)
     graph = flatbuffer.graph(flatbuffer.load(models[0]))
     culprit = bisect(graph, lambda tensors: _compiles(tool, models[0], options, tensors))
     return Result(compilation=second, culprit=culprit, findings=(_finding(culprit, len(graph.ops)),))

@@ -40,6 +40,11 @@ class Comparison:
         return not self.findings
 
 
+def comparable(options: Options, log: CompilerLog) -> bool:
+    """Tell whether the prediction applies: not to a pipeline, nor behind a cut (the user's or a delegate search's)."""
+    return options.num_segments == 1 and not options.intermediate_tensors and not log.intermediate_tensors
+
+
 def actual_placement(graph: Graph, compiled: Graph) -> tuple[bool, ...]:
     """Return for each operator of the input model whether it went into an Edge TPU operator of the compiled one.
 

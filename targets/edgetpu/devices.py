@@ -147,9 +147,7 @@ def runtime_version(library: Library) -> str | None:
     try:
         handle = ctypes.CDLL(library.path)
     except OSError as error:
-        raise DeviceError(
-            f"The Edge TPU library {library.path} cannot be loaded: {error}.", hint=HOW_TO_GET
-        ) from error
+        raise DeviceError(f"The Edge TPU library {library.path} cannot be loaded: {error}.", hint=HOW_TO_GET) from error
     with contextlib.suppress(AttributeError):
         handle.edgetpu_version.restype = ctypes.c_char_p
         stated = handle.edgetpu_version()

@@ -155,8 +155,16 @@ def _softmax(graph: Graph, op: Op, runtime: int) -> int:
     classes = source.shape[-1] if source.shape else 1
     if runtime < DEFAULT_RUNTIME and source.dtype == "uint8":
         return 0  # the older compilers' form has no table
-    # Three tables per class of 16 bytes; above 2,048 classes one shared table (256 to 16,384 in one author's models).
-    return 192 if classes > 2048 else _up(48 * classes, _BLOCK) + 2 * _BLOCK
+    # A flattened one-channel image (soft-argmax, 256 to 16,384 cells in one author's models) needs one table only.
+    return 192 if _flattened_image(graph, op.inputs[0]) else _up(48 * classes, _BLOCK) + 2 * _BLOCK
+
+
+def _flattened_image(graph: Graph, tensor: int) -> bool:
+    producer = graph.producers().get(tensor)
+    if producer is None or graph.ops[producer].name != "RESHAPE":
+        return False
+    shape = graph.tensors[graph.ops[producer].inputs[0]].shape
+    return len(shape) == 4 and shape[-1] == 1 and shape[1] * shape[2] > 1
 
 
 def _logistic(graph: Graph, op: Op, runtime: int) -> int:

@@ -100,7 +100,7 @@ def grouped_to_depthwise(editor: Editor) -> list[Change]:
     Per-channel scales move from axis 0 to axis 3.
     """
     changes = []
-    for op in editor.operators("CONV_2D"):
+    for op in editor.operators("CONV_2D", inputs=2):
         source, weights = editor.tensor(op.inputs[0]), editor.constant(op.inputs[1])
         depth = int(source.shape[-1])
         if weights is None or weights.shape[3] != 1 or depth == 1 or weights.shape[0] % depth:
@@ -127,7 +127,7 @@ def grouped_to_depthwise(editor: Editor) -> list[Change]:
 def grouped_to_convolutions(editor: Editor) -> list[Change]:
     """Write any other grouped CONV_2D as SPLIT over channels, one CONV_2D per group, CONCATENATION."""
     changes = []
-    for op in editor.operators("CONV_2D"):
+    for op in editor.operators("CONV_2D", inputs=2):
         source, weights = editor.tensor(op.inputs[0]), editor.constant(op.inputs[1])
         depth = int(source.shape[-1])
         if weights is None or weights.shape[3] == depth or depth % weights.shape[3]:
@@ -166,7 +166,7 @@ def _split_groups(editor: Editor, op: Any, groups: int) -> None:
 def split_to_slices(editor: Editor) -> list[Change]:
     """Write a SPLIT over the first axis and UNPACK, which stay on the CPU, as STRIDED_SLICEs, which are mapped."""
     changes = []
-    for op in editor.operators("SPLIT"):
+    for op in editor.operators("SPLIT", inputs=2):
         axis = editor.constant(op.inputs[0])
         shape = editor.shape(op.inputs[1])
         if axis is None or len(op.outputs) < 2 or len(shape) < 2 or int(axis.reshape(-1)[0]) % len(shape) != 0:
@@ -211,7 +211,7 @@ def to_reshape(editor: Editor) -> list[Change]:
     """Write EXPAND_DIMS and SQUEEZE, which need newer runtimes, as RESHAPE to the same shape."""
     changes = []
     for name in ("EXPAND_DIMS", "SQUEEZE"):
-        for op in editor.operators(name):
+        for op in editor.operators(name, options=False):
             shape = editor.shape(op.outputs[0])
             _become_reshape(editor, op, op.inputs[0], shape)
             change = Change(kind="to_reshape", op=editor.label(op), before=name, after=f"RESHAPE {shape}")
@@ -233,7 +233,7 @@ def _reshape(editor: Editor, source: int, shape: list[int]) -> tuple[Any, list[i
 def matmul_to_fully_connected(editor: Editor) -> list[Change]:
     """Write BATCH_MATMUL by one constant matrix, which stays on the CPU, as FULLY_CONNECTED and RESHAPE."""
     changes = []
-    for op in editor.operators("BATCH_MATMUL"):
+    for op in editor.operators("BATCH_MATMUL", inputs=2):
         matrix = editor.constant(op.inputs[1])
         source, target = editor.tensor(op.inputs[0]), op.outputs[0]
         quantization = editor.tensor(op.inputs[1]).quantization
@@ -258,7 +258,7 @@ def matmul_to_fully_connected(editor: Editor) -> list[Change]:
 def drop_idle_quantize(editor: Editor) -> list[Change]:
     """Remove QUANTIZE operators between two tensors of the same dtype, scale and zero point."""
     changes = []
-    for op in editor.operators("QUANTIZE"):
+    for op in editor.operators("QUANTIZE", options=False):
         source, target = op.inputs[0], op.outputs[0]
         if target in editor.graph.outputs or not editor.same_quantization(source, target):
             continue

@@ -36,10 +36,17 @@ class Editor:
         self.graph = model.subgraphs[0]
         self.graph.tensors = list(self.graph.tensors)
         self.graph.operators = list(self.graph.operators or [])
+        self._dtypes = {flatbuffer.dtype_code(name): name for name in _NUMPY_DTYPES}
 
-    def operators(self, name: str) -> list[Any]:
-        """Return the operators of a kind, safe to edit while walking."""
-        return [op for op in self.graph.operators if flatbuffer.operator_name(self.model, op)[0] == name]
+    def operators(self, name: str, *, inputs: int = 1, options: bool = True) -> list[Any]:
+        """Return the operators of a kind that have their first `inputs` inputs (and options), safe to edit while walking."""
+        return [
+            op
+            for op in self.graph.operators
+            if flatbuffer.operator_name(self.model, op)[0] == name
+            and (op.builtinOptions is not None or not options)
+            and sum(t >= 0 for t in (op.inputs if op.inputs is not None else ())[:inputs]) == inputs
+        ]
 
     def label(self, op: Any) -> str:
         """Return the name of an operator's first output."""
@@ -68,8 +75,7 @@ class Editor:
 
     def dtype(self, index: int) -> str:
         """Return a tensor's dtype, `other` for what numpy does not have."""
-        code = self.tensor(index).type
-        return next((name for name in _NUMPY_DTYPES if flatbuffer.dtype_code(name) == code), "other")
+        return self._dtypes.get(self.tensor(index).type, "other")
 
     def copy_quantization(self, index: int) -> Any:
         """Return a copy of a tensor's quantization parameters."""

@@ -260,19 +260,20 @@ def is_compiled(model: Any) -> bool:
     return any(flatbuffer.operator_name(model, op)[2] == CUSTOM_OP for op in operators)
 
 
-def read(source: Path | bytes, *, name: str | None = None) -> CompiledModel:
+def read(source: Path | bytes, *, name: str | None = None, required: bool = True) -> CompiledModel:
     """Return what a compiled `*_edgetpu.tflite` carries.
 
-    Raises SourceError for a damaged file, and for a model that holds no Edge TPU operator.
+    Raises SourceError for a damaged file, and for a model that holds no Edge TPU operator unless `required` is False:
+    the compiler writes such a file where it maps nothing.
     """
     where = name or (str(source) if isinstance(source, Path) else "The model")
     model = flatbuffer.load(source, name=where)
-    if not is_compiled(model):
+    if required and not is_compiled(model):
         raise SourceError(
             f"{where} holds no {CUSTOM_OP}: it is not a compiled Edge TPU model, or none of its operators was mapped.",
             hint="Compile it with edgekit compile, or inspect it with --target coral for a prediction.",
         )
-    names = (flatbuffer.operator_name(model, op) for op in model.subgraphs[0].operators)
+    names = (flatbuffer.operator_name(model, op) for op in model.subgraphs[0].operators or [])
     return CompiledModel(
         packages=packages(model, where),
         cpu_operators=tuple(custom or builtin for builtin, _, custom in names if custom != CUSTOM_OP),

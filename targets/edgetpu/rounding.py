@@ -65,8 +65,8 @@ def with_rounding_noise(model: Any, mapped: Sequence[bool] | None = None) -> tup
     """Return a copy of a quantized `ModelT` with noise inputs behind the operators of `NOISY`, and those inputs.
 
     `mapped` keeps the noise to operators that run on the Edge TPU. Tensors keep their names and indices: what an
-    operator computes moves to a new tensor, and the ADD computes the old one.
-    Raises ConfigError where `mapped` does not fit.
+    operator computes moves to a new tensor, and the ADD computes the old one. Noise has the tensors' concrete shapes:
+    a batch that is declared dynamic stays 1. Raises ConfigError where `mapped` does not fit.
     """
     noisy = copy.deepcopy(model)
     graph = noisy.subgraphs[0]

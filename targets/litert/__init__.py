@@ -1,0 +1,1 @@
+"""LiteRT (TensorFlow Lite): quantize, inspect and run flatbuffers."""

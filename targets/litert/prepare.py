@@ -31,15 +31,16 @@ def canonical(model: Any, signature: Signature) -> None:
     _unique_names(model)
 
 
-def quantizable(model: Any, *, static: bool) -> None:
+def quantizable(model: Any, *, static: bool) -> int:
     """Refuse what cannot be quantized, then simplify in place. Raises QuantizationError with the reason.
 
-    `static` says that activations will be quantized too, which needs one plain graph.
+    `static` says that activations will be quantized too, which needs one plain graph. Returns the number of integer
+    weights that were stored in the model and are float now.
     """
     _refuse_quantized(model)
     if static:
         _refuse_control_flow(model)
-    _restore_float_weights(model)
+    restored = _restore_float_weights(model)
     _drop_constant_dequantize(model)
     _refuse_nan(model)
     _drop_float_ranges(model)
@@ -47,6 +48,7 @@ def quantizable(model: Any, *, static: bool) -> None:
         _squeeze_to_reshape(model, graph)
         _general_int16_scales(model, graph)
     _drop_unused_codes(model)
+    return restored
 
 
 def _ensure_signature(model: Any, signature: Signature) -> None:
@@ -121,8 +123,9 @@ def _refuse_quantized(model: Any) -> None:
         )
 
 
-def _restore_float_weights(model: Any) -> None:
+def _restore_float_weights(model: Any) -> int:
     """Turn stored float16 and scaled integer constants into float32: quantizers would pass over them."""
+    restored: list[str] = []
 
     def visit(raw: Any, tensor: flatbuffer.Tensor) -> None:
         if not tensor.is_constant:
@@ -130,10 +133,12 @@ def _restore_float_weights(model: Any) -> None:
         values = flatbuffer.constant(model, raw)
         if tensor.quantization is not None and _is_scaled(raw, tensor) and values is not None:
             edit.set_constant(model, raw, affine.dequantize(values, tensor.quantization))
+            restored.append(tensor.name)
         elif values is not None and tensor.dtype == "float16":
             edit.set_constant(model, raw, values.astype(np.float32))
 
     _each_tensor(model, visit)
+    return len(restored)
 
 
 def _drop_constant_dequantize(model: Any) -> None:

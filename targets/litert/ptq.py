@@ -6,6 +6,8 @@ LEAKY_RELU, LSTM, MINIMUM, reductions). It knows the static schemes and no overr
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +19,7 @@ from edge.errors import QuantizationError
 from edge.targets.litert import contract, flatbuffer
 
 NAME = "litert-post-training"
+_EXTENSION = "_pywrap_tensorflow_lite_calibration_wrapper"
 # They keep values inside the operator whose ranges only the calibrator's own kernels record.
 _WITH_INTERMEDIATES = frozenset({"UNIDIRECTIONAL_SEQUENCE_LSTM", "LSTM", "SVDF"})
 
@@ -57,9 +60,15 @@ def quantize(program: bytes, recipe: Recipe, ranges: Ranges, samples: Iterable[A
 
 
 def _library() -> Any:
-    from ai_edge_litert import _pywrap_tensorflow_lite_calibration_wrapper as library
-
-    return library
+    """Return the extension module; where TensorFlow is loaded already, its copy: both register the same types."""
+    names = ("tensorflow.lite.python.optimize", "ai_edge_litert")
+    failure: ImportError | None = None
+    for package in names if "tensorflow" in sys.modules else names[1:]:
+        try:
+            return importlib.import_module(f"{package}.{_EXTENSION}")
+        except ImportError as error:
+            failure = error
+    raise QuantizationError(f"{NAME} is not in this version of ai-edge-litert: {failure}")
 
 
 def _number(dtype: str) -> int:

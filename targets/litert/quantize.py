@@ -56,7 +56,7 @@ def quantize(
     The same model, recipe, samples and package versions give the same bytes. Raises QuantizationError, DataError.
     """
     _refuse_bad_overrides(recipe)
-    prepare.quantizable(model, static=recipe.needs_calibration)
+    restored = prepare.quantizable(model, static=recipe.needs_calibration)
     _refuse_single_use(recipe, samples)
     magnitude = repair.patch_masks(model, samples) if recipe.needs_calibration and samples is not None else None
     program = flatbuffer.dump(model)
@@ -76,7 +76,7 @@ def quantize(
         quantizer=best.quantizer,
         coverage=best.coverage,
         ranges=ranges,
-        findings=_findings(model, recipe, best, ranges, magnitude),
+        findings=(*_restored_findings(restored), *_findings(model, recipe, best, ranges, magnitude)),
         details=_details(best, failures, ranges, magnitude),
     )
 
@@ -180,6 +180,20 @@ def _findings(
     made.extend(_wide_findings(ranges))
     made.extend(_unused_overrides(model, recipe))
     return tuple(made)
+
+
+def _restored_findings(count: int) -> list[Finding]:
+    if not count:
+        return []
+    return [
+        Finding(
+            rule="WEIGHTS_RESTORED",
+            severity="warning",
+            message=f"{count} weights of the model were stored as integers (dynamic or weight-only quantization) and "
+            "were turned back into float first: they are quantized twice.",
+            fix="Give the float model that it was made from.",
+        )
+    ]
 
 
 def _wide_findings(ranges: Ranges | None) -> list[Finding]:
