@@ -1,0 +1,1 @@
+"""Samples, activation ranges and recipes: what quantization is decided from."""

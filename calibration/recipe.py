@@ -33,6 +33,7 @@ class Recipe:
     `scheme`: `int8` has int8 activations and weights, int32 biases; `int8x16` int16 activations, int8 weights,
     int64 biases; `dynamic` int8 weights with activations quantized at run time; `weight-only` weights of `weight_bits`
     dequantized at run time; `float16` half-precision weights. `io` is the dtype at the program's ends for `int8`.
+    `per_tensor_operators` are operator types whose weights get one scale whatever the `granularity`.
     """
 
     scheme: Scheme = "int8"
@@ -41,6 +42,7 @@ class Recipe:
     granularity: Granularity = "channel"
     estimator: Estimator = "minmax"
     overrides: tuple[Override, ...] = field(default=())
+    per_tensor_operators: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if self.weight_bits == 4 and self.scheme not in ("weight-only", "dynamic"):

@@ -1,0 +1,1 @@
+"""Take a trained model to an edge device and prove that it works there."""

@@ -1,0 +1,1 @@
+"""Targets as data, and one package per runtime."""

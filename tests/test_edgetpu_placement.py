@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import random
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import edgetpu_placement as benchmark
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ from tests.tflite_builder import GraphBuilder
 
 GROUND_TRUTH = Path(__file__).resolve().parents[1] / "../shared/edgetpu"
 needs_ground_truth = pytest.mark.skipif(not GROUND_TRUTH.is_dir(), reason="the ground truth is not beside the project")
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 Q = Quantization(scale=(0.5,), zero_point=(0,))
 
 
@@ -34,18 +37,15 @@ class Int8:
         self.builder = GraphBuilder()
         self.last = self.builder.input("x", shape, dtype, Q if dtype != "float32" else None)
 
-    def op(self, name: str, shape: tuple[int, ...], *constants: object, dtype: str = "int8", **options: object) -> Int8:
+    def op(self, name: str, shape: tuple[int, ...], *constants: object, dtype: str = "int8", **options: Any) -> Int8:
         """Append an operator that reads the last tensor and int32 or int8 constants."""
         inputs = [self.last]
         for number, value in enumerate(constants):
             array = np.asarray(value)
             quantization = Q if array.dtype == np.int8 else None
             inputs.append(self.builder.const(f"{name}/{len(self.builder.graph.tensors)}/{number}", array, quantization))
-        version = int(str(options.pop("version", 1)))
         quantization = Q if dtype in ("int8", "uint8") else None
-        self.last = self.builder.op(
-            name, inputs, shape, dtype=dtype, quantization=quantization, version=version, **options
-        )
+        self.last = self.builder.op(name, inputs, shape, dtype=dtype, quantization=quantization, **options)
         return self
 
     def graph(self) -> Graph:
@@ -177,7 +177,7 @@ def test_partition_keeps_every_dependency(count: int, rng: random.Random) -> Non
     assert sorted(home) == list(range(count))
     assert all(supported[i] is subsets[home[i]][0] for i in home)
     assert all(home[j] <= home[i] for i in range(count) for j in links[i])
-    assert all(a[0] != b[0] for a, b in zip(subsets, subsets[1:], strict=False))
+    assert all(a[0] != b[0] for a, b in itertools.pairwise(subsets))
 
 
 def test_partition_ends_on_a_cycle() -> None:
@@ -219,7 +219,7 @@ def test_observed_rule_needs_observations() -> None:
         rules.Rule(
             id="X",
             operators=("*",),
-            test="rank" if "rank" in rules.TESTS else next(iter(rules.TESTS)),
+            test="fused_activation",
             reason="r",
             certainty="observed",
             fix="f",
@@ -288,18 +288,42 @@ def test_prediction_imports_neither_tensorflow_nor_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark's module."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("edgetpu_placement")
+
+
 @needs_ground_truth
-def test_ground_truth_thresholds() -> None:
+def test_ground_truth_thresholds(benchmark: Any) -> None:
     """Placement, subgraphs, the compiler's table and memory reach the shares that the project promises."""
     got = benchmark.shares(benchmark.load(GROUND_TRUTH))
     assert {q: s for q, s in got.items() if s < benchmark.THRESHOLDS[q]} == {}
 
 
 @needs_ground_truth
-def test_numbers_of_observations_come_from_the_ground_truth() -> None:
+def test_numbers_of_observations_come_from_the_ground_truth(benchmark: Any) -> None:
     """The counts in rules.toml are those that the benchmark counts."""
     refused, mapped = benchmark.observations(benchmark.load(GROUND_TRUTH))
     book = rules.load()
     assert {rule.id: rule.observed for rule in book.rules if rule.observed} == dict(refused)
     stated = {name: (facts.mapped, facts.elements) for name, facts in book.operators.items() if facts.mapped}
     assert stated == mapped
+
+
+@needs_ground_truth
+def test_the_benchmark_ends_with_0_when_all_thresholds_hold(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """--check exits with 0, prints the table and names what is wrong."""
+    assert benchmark.main(["--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "placement" in printed
+    assert "wrong: split_kind" in printed
+
+
+def test_the_benchmark_without_ground_truth_says_so(
+    benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the data the benchmark has nothing to compare and does not fail."""
+    assert benchmark.main(["--check", str(tmp_path)]) == 0
+    assert "nothing to compare" in capsys.readouterr().out

@@ -147,6 +147,22 @@ def test_int8_weights_are_used_as_their_real_values(tmp_path: Path) -> None:
     close(loaded.run({"x": np.ones((1, 3), np.float32)})["y"], [[0.0, 2.25]])
 
 
+def test_int4_weights_are_unpacked(tmp_path: Path) -> None:
+    """Two values share a byte, the first in the low half, both with sign."""
+    q = Quantization(scale=(0.5,), zero_point=(0,))
+    packed = np.array([(-3 & 15) << 4 | 7, (1 << 4) | (-8 & 15), (0 << 4) | 2], np.uint8).view(np.int8)
+    location = Path(stored_weights(tmp_path, packed.reshape(1, 3), q))
+    model = fb.load(location)
+    weights = next(t for t in model.subgraphs[0].tensors if t.name == b"w")
+    weights.type, weights.shape = fb.dtype_code("int4"), [2, 3]
+    real = next(t for t in model.subgraphs[0].tensors if t.name.startswith(b"dequantize"))
+    real.shape = [2, 3]
+    model.subgraphs[0].tensors[model.subgraphs[0].outputs[0]].shape = [1, 2]
+    location.write_bytes(fb.dump(model))
+    # Stored: [[7, -3, -8], [1, 2, 0]], halved.
+    close(registry.load(str(location)).run({"x": np.array([[1, 10, 100]], np.float32)})["y"], [[-411.5, 10.5]])
+
+
 def test_quantized_activations_are_refused(tmp_path: Path) -> None:
     """A file with integer activations is no source for a build."""
     builder = GraphBuilder()

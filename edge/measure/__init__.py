@@ -1,1 +1,1 @@
-
+"""Accuracy, parity, statistics and latency."""

@@ -1,1 +1,1 @@
-"""Sources: what yields a float model, its signature and reference outputs."""
+"""Sources: one module per kind, each yields a float model with its signature."""

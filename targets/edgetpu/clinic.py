@@ -32,7 +32,8 @@ def _compiler() -> Symptom:
     try:
         found = compiler.find()
     except EdgekitError as error:
-        note = "" if platform.machine() in ("x86_64", "AMD64") else f" It runs on x86-64 only; this is {platform.machine()}."
+        machine = platform.machine()
+        note = "" if machine in ("x86_64", "AMD64") else f" It runs on x86-64 only; this is {machine}."
         return Symptom(name=name, found=False, text=error.message + note, fix=error.hint)
     return Symptom(name=name, found=True, text=f"version {found.version}: {shlex.join(found.command)}")
 

@@ -54,8 +54,10 @@ def compile_program(program: Path, options: Options, folder: Path) -> Finished:
             error.hint = result.findings[0].fix
         error.log = str(log)
         raise error
-    held = () if options.num_segments > 1 else _held_against_prediction(program, compilation, options, folder)
-    compiled = [package.read(path) for path in compilation.outputs]
+    held: tuple[Finding, ...] = ()
+    if compiler_compare.comparable(options, compilation.log):
+        held = _held_against_prediction(program, compilation, options, folder)
+    compiled = [package.read(path, required=False) for path in compilation.outputs]
     details = {
         "compiled": f"yes, by compiler {tool.version}",
         "compiler_version": tool.version,
@@ -63,7 +65,7 @@ def compile_program(program: Path, options: Options, folder: Path) -> Finished:
             "subgraphs": sum(c.subgraphs for c in compiled),
             "on_chip_bytes": sum(c.on_chip_bytes for c in compiled),
             "off_chip_bytes": sum(c.off_chip_bytes for c in compiled),
-            "min_runtime_version": max(c.min_runtime_version for c in compiled),
+            "min_runtime_version": max((c.min_runtime_version for c in compiled), default=0),
             "cpu_operators": [op for c in compiled for op in c.cpu_operators],
         },
     }
@@ -82,7 +84,7 @@ def _held_against_prediction(
     placed = placement.predict(graph, multiple_subgraphs=options.multiple_subgraphs, min_runtime_version=runtime)
     parameters = memory.plan(graph, placed, min_runtime_version=runtime)
     output = compilation.outputs[0]
-    compiled, compiled_graph = package.read(output), flatbuffer.graph(flatbuffer.load(output))
+    compiled, compiled_graph = package.read(output, required=False), flatbuffer.graph(flatbuffer.load(output))
     comparison = compiler_compare.compare(graph, placed, parameters, compiled_graph, compiled, compilation.log)
     if comparison.agrees:
         return ()

@@ -98,11 +98,11 @@ def _depthwise(op: Op) -> bool:
     return op.name == "DEPTHWISE_CONV_2D"
 
 
-def _convolution(graph: Graph, op: Op, runtime: int) -> int:
+def _convolution(graph: Graph, op: Op, _: int) -> int:
     weights = graph.tensors[op.inputs[1]]
     outputs, height, width, depth = weights.shape
     if outputs == depth == 1:  # one channel to one channel is a depthwise convolution
-        return _depthwise_bytes(graph, op, 1, runtime)
+        return _depthwise_bytes(graph, op, 1)
     height = _rows_that_see_data(graph, op, height)
     return _up(_outputs(outputs) * (_overhead(graph, op, weights) + height * width * _up(depth, 4)), _BLOCK)
 
@@ -114,17 +114,16 @@ def _rows_that_see_data(graph: Graph, op: Op, rows: int) -> int:
     return 1 if one_row and op.option("padding", 0) == 0 else rows
 
 
-def _depthwise_convolution(graph: Graph, op: Op, runtime: int) -> int:
+def _depthwise_convolution(graph: Graph, op: Op, _: int) -> int:
     weights = graph.tensors[op.inputs[1]]
     channels = weights.shape[-1]
     if graph.tensors[op.inputs[0]].shape[-1] == 1 and channels > 1:  # a multiplier on one channel: a full convolution
         taps = weights.shape[1] * weights.shape[2]
         return _up(_outputs(channels) * (4 * taps + _overhead(graph, op, weights)), _BLOCK)
-    return _depthwise_bytes(graph, op, channels, runtime)
+    return _depthwise_bytes(graph, op, channels)
 
 
-def _depthwise_bytes(graph: Graph, op: Op, channels: int, runtime: int) -> int:
-    del runtime
+def _depthwise_bytes(graph: Graph, op: Op, channels: int) -> int:
     weights = graph.tensors[op.inputs[1]]
     taps = weights.shape[1] * weights.shape[2]
     overhead = _overhead(graph, op, weights)

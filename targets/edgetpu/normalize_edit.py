@@ -39,7 +39,7 @@ class Editor:
         self._dtypes = {flatbuffer.dtype_code(name): name for name in _NUMPY_DTYPES}
 
     def operators(self, name: str, *, inputs: int = 1, options: bool = True) -> list[Any]:
-        """Return the operators of a kind that have their first `inputs` inputs (and options), safe to edit while walking."""
+        """Return the operators of a kind that have their first `inputs` inputs (and their options)."""
         return [
             op
             for op in self.graph.operators

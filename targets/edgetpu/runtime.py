@@ -51,6 +51,8 @@ class EdgeTPU:
         """Quantize to int8 and normalise; refuse what is not bit-identical afterwards. Raises QuantizationError."""
         if recipe.scheme != "int8" or samples is None:
             raise QuantizationError(f"The Edge TPU runs int8 programs only, not {recipe.name}.")
+        per_tensor = tuple(target.options.get("per_tensor", ()))
+        recipe = replace(recipe, per_tensor_operators=per_tensor)
         program = self._litert.build(model, recipe, target, samples, workdir, progress)
         program = normalised(program, samples, progress)
         if compiler.find_command() is None:
@@ -69,7 +71,7 @@ class EdgeTPU:
         base = litert_inspect.inspect_program(path)
         loaded = flatbuffer.load(path)
         if package.is_compiled(loaded):
-            return _compiled(base, path, loaded)
+            return _compiled(base, path)
         hardware = target.hardware if target else {}
         prediction = predict_program(
             loaded,
@@ -139,7 +141,7 @@ def _placement_details(operators: tuple[Operator, ...], said: Mapping[str, Any],
     }
 
 
-def _compiled(base: Inspection, path: Path, loaded: Any) -> Inspection:
+def _compiled(base: Inspection, path: Path) -> Inspection:
     compiled = package.read(path)
     operators = tuple(
         replace(o, place=ON_CHIP) if o.op == package.CUSTOM_OP else o for o in base.operators

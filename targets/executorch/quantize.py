@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +76,7 @@ def _half(program: Any, signature: Signature) -> Any:
     """Return the program with float16 weights and arithmetic; its ends stay float32."""
     import torch
 
-    inner = program.module(check_guards=False).half()
+    inner = copy.deepcopy(program).module(check_guards=False).half()
 
     class Half(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -144,7 +145,8 @@ def _pt2e(
     quantizer = delegate.quantizer(options, recipe, _accept(recipe, matched))
     ranges = None
     try:
-        graph = prepare_pt2e(program.module(check_guards=False), quantizer)
+        # Preparing folds batch normalisation into weights: those of the float program stay as they are.
+        graph = prepare_pt2e(copy.deepcopy(program).module(check_guards=False), quantizer)
         if recipe.needs_calibration and samples is not None:
             calibrate.install(graph, estimator)
             ranges = calibrate.collect(graph, signature, samples, estimator, progress=progress)

@@ -37,6 +37,8 @@ def quantize(program: bytes, recipe: Recipe, ranges: Ranges | None) -> bytes:
     try:
         made = quantizer.Quantizer(program)
         _add_scheme(made, "*", ".*", recipe.scheme, recipe.weight_bits, recipe.granularity, number=0)
+        for operator in recipe.per_tensor_operators:
+            _add_scheme(made, operator, ".*", recipe.scheme, recipe.weight_bits, "tensor", number=0)
         for number, override in enumerate(recipe.overrides, start=1):
             _add_override(made, override, recipe, _written(program, override), number)
         _add_ends(made, recipe)

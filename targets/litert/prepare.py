@@ -15,6 +15,7 @@ from edge.calibration import affine
 from edge.errors import QuantizationError
 from edge.signature import Signature
 from edge.targets.litert import contract, edit, flatbuffer
+from edge.targets.litert.canonical import canonical_operators
 
 CONTROL_FLOW = frozenset({"WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE"})
 _STORED_INTEGERS = frozenset({"int8", "uint8", "int16", "int4", "uint4", "int2"})
@@ -28,6 +29,8 @@ def canonical(model: Any, signature: Signature) -> None:
     _ensure_signature(model, signature)
     if not any(-1 in spec.shape for spec in signature.inputs):
         _static_shapes(model)
+    canonical_operators(model)
+    _drop_unused_codes(model)
     _unique_names(model)
 
 

@@ -51,7 +51,7 @@ def quantize(program: bytes, recipe: Recipe, ranges: Ranges, samples: Iterable[A
             _number("int16" if wide else "int8"),
             _number("int64" if wide else "int32"),
             per_tensor,
-            per_tensor,
+            per_tensor or "FULLY_CONNECTED" in recipe.per_tensor_operators,  # dense layers have a switch of their own
         )
     except (RuntimeError, ValueError, TypeError) as error:
         lines = list(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))

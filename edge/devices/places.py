@@ -1,0 +1,23 @@
+"""Where edgekit keeps what it made for itself: the cache, and the user's list of devices."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the cache: EDGEKIT_CACHE, else $XDG_CACHE_HOME/edgekit, else ~/.cache/edgekit. It need not exist."""
+    if given := os.environ.get("EDGEKIT_CACHE"):
+        return Path(given).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgekit"
+
+
+def devices_files() -> tuple[Path, ...]:
+    """Return the places of devices.toml, first wins: EDGEKIT_DEVICES alone, else this folder, else the user's config."""
+    if given := os.environ.get("EDGEKIT_DEVICES"):
+        return (Path(given),)
+    base = os.environ.get("XDG_CONFIG_HOME")
+    config = Path(base) if base else Path.home() / ".config"
+    return (Path("devices.toml"), config / "edgekit" / "devices.toml")
