@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,8 @@ from edge.errors import QuantizationError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from edge.calibration.recipe import Recipe
 
     Floats = NDArray[np.float32]
 
@@ -106,16 +108,31 @@ class MinMax:
         return dict(self._limits)
 
 
-# A new estimator is one class here (or in a module of its own) and one line in this table.
-ESTIMATORS: Mapping[str, Callable[[], Estimator]] = {"minmax": MinMax}
+NAMES = ("minmax", "moving-average", "percentile", "mse", "entropy")
 
 
-def estimator(name: str) -> Estimator:
-    """Return a fresh estimator of that name; raise QuantizationError for one that is not there."""
+def estimator(name: str, *, percentile: float = 99.99, levels: int = 255) -> Estimator:
+    """Return a fresh estimator of that name; raise QuantizationError for one that is not there.
+
+    `levels` is the number of steps of the integer type: 255 for int8, 65535 for int16.
+    """
+    from edge.calibration import estimators
+
+    if name == "minmax":
+        return MinMax()
+    if name == "moving-average":
+        return estimators.MovingAverage()
     try:
-        return ESTIMATORS[name]()
+        rule = estimators.rule_of(name, percentile=percentile, levels=levels)
     except KeyError:
         raise QuantizationError(
-            f"The range estimator {name!r} is not available; accepted: {', '.join(ESTIMATORS)}.",
+            f"The range estimator {name!r} is not available; accepted: {', '.join(NAMES)}.",
             hint="Choose another estimator in the recipe.",
         ) from None
+    return estimators.Histograms(name, rule)
+
+
+def for_recipe(recipe: Recipe) -> Estimator:
+    """Return the estimator that a static recipe asks for."""
+    levels = 65535 if recipe.scheme == "int8x16" else 255
+    return estimator(recipe.estimator, percentile=recipe.percentile, levels=levels)

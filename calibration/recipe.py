@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 Scheme = Literal["float32", "float16", "dynamic", "weight-only", "int8", "int8x16"]
 InputOutput = Literal["int8", "uint8", "float32"]
@@ -12,6 +13,8 @@ Estimator = Literal["minmax", "moving-average", "percentile", "mse", "entropy"]
 
 # Schemes that quantize activations statically and so need calibration data.
 STATIC_SCHEMES = frozenset({"int8", "int8x16"})
+DEFAULT_PERCENTILE = 99.99
+_PER_TENSOR, _EQUALIZED, _CORRECTED = "per-tensor", "equalized", "corrected"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,10 @@ class Recipe:
     int64 biases; `dynamic` int8 weights with activations quantized at run time; `weight-only` weights of `weight_bits`
     dequantized at run time; `float16` half-precision weights. `io` is the dtype at the program's ends for `int8`.
     `per_tensor_operators` are operator types whose weights get one scale whatever the `granularity`.
+
+    For the static schemes: `estimator` chooses activation ranges, `percentile` belongs to the estimator of that name;
+    `equalize` balances channels between layers first; `bias_correction` removes the mean error of each channel
+    afterwards; `rounding_layers` names the output tensors of the layers whose weights are rounded adaptively.
     """
 
     scheme: Scheme = "int8"
@@ -43,8 +50,16 @@ class Recipe:
     estimator: Estimator = "minmax"
     overrides: tuple[Override, ...] = field(default=())
     per_tensor_operators: tuple[str, ...] = field(default=())
+    percentile: float = DEFAULT_PERCENTILE
+    equalize: bool = False
+    bias_correction: bool = False
+    rounding_layers: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile {self.percentile:g}; accepted: above 50, at most 100")
+        if self._refined and self.scheme not in STATIC_SCHEMES:
+            raise ValueError(f"{self.scheme} has no activation ranges to estimate, equalize or correct")
         if self.weight_bits == 4 and self.scheme not in ("weight-only", "dynamic"):
             raise ValueError(f"4-bit weights go with weight-only or dynamic, not with {self.scheme}")
 
@@ -54,25 +69,56 @@ class Recipe:
         return self.scheme in STATIC_SCHEMES
 
     @property
+    def _refined(self) -> bool:
+        return self.estimator != "minmax" or self.equalize or self.bias_correction or bool(self.rounding_layers)
+
+    @property
+    def kind(self) -> str:
+        """The name without refinements, one of `NAMES`: what a target says that it runs."""
+        return f"{self.scheme}-4" if self.weight_bits == 4 else self.scheme
+
+    @property
     def name(self) -> str:
-        """The short name that `--recipe` takes: `int8`, `int8x16`, `weight-only-4`, `int8-percentile`."""
-        parts: list[str] = [self.scheme]
-        if self.weight_bits == 4:
-            parts.append("4")
+        """The short name that `--recipe` takes: `int8`, `weight-only-4`, `int8-percentile-99.9-equalized-corrected`."""
+        parts: list[str] = [self.kind]
         if self.granularity == "tensor":
-            parts.append("per-tensor")
+            parts.append(_PER_TENSOR)
         if self.estimator != "minmax":
             parts.append(self.estimator)
+        if self.estimator == "percentile" and self.percentile != DEFAULT_PERCENTILE:
+            parts.append(f"{self.percentile:g}")
+        parts += [_EQUALIZED] * self.equalize + [_CORRECTED] * self.bias_correction
+        # Which layers were chosen by a search; the name alone does not say which.
+        parts += ["rounded"] * bool(self.rounding_layers)
         return "-".join(parts)
 
 
 NAMES = ("float32", "float16", "dynamic", "dynamic-4", "weight-only", "weight-only-4", "int8", "int8x16")
+REFINED = "int8[-per-tensor][-ESTIMATOR][-equalized][-corrected]"
+_NAME = re.compile(
+    rf"(?P<kind>{'|'.join(sorted(NAMES, key=len, reverse=True))})(?P<tensor>-{_PER_TENSOR})?"
+    rf"(?:-(?P<estimator>{'|'.join(get_args(Estimator))}))?(?:(?<=percentile)-(?P<percentile>\d+(?:\.\d+)?))?"
+    rf"(?P<equalized>-{_EQUALIZED})?(?P<corrected>-{_CORRECTED})?"
+)
 
 
 def named(name: str, *, io: InputOutput = "int8") -> Recipe:
-    """Return the recipe of that short name; raise ValueError for a name not in `NAMES`."""
-    if name not in NAMES:
-        raise ValueError(f"recipe {name!r} is unknown; accepted: {', '.join(NAMES)}")
-    bits: Literal[4, 8] = 4 if name.endswith("-4") else 8
-    scheme = name.removesuffix("-4")
-    return Recipe(scheme=scheme, weight_bits=bits, io=io)  # type: ignore[arg-type]
+    """Return the recipe of that short name, `int8-mse-equalized` for example; raise ValueError for another one."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        estimators = ", ".join(get_args(Estimator))
+        raise ValueError(
+            f"recipe {name!r} is unknown; accepted: {', '.join(NAMES)}, and {REFINED} with ESTIMATOR one of "
+            f"{estimators}, or percentile-99.9"
+        )
+    kind = found["kind"]
+    return Recipe(
+        scheme=kind.removesuffix("-4"),
+        weight_bits=4 if kind.endswith("-4") else 8,
+        io=io,
+        granularity="tensor" if found["tensor"] else "channel",
+        estimator=found["estimator"] or "minmax",  # type: ignore[arg-type]
+        percentile=float(found["percentile"] or DEFAULT_PERCENTILE),
+        equalize=bool(found["equalized"]),
+        bias_correction=bool(found["corrected"]),
+    )

@@ -108,4 +108,3 @@ def _split(location: str, signature: Signature, count: int, wanted: int, most: i
         calibration=Selection(location=location, role="calibration", indices=calibrating),
         evaluation=Selection(location=location, role="calibration", indices=rest),
     )
-

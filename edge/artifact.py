@@ -178,15 +178,27 @@ def writing(destination: Path) -> Iterator[Path]:
     """
     destination = destination.absolute()
     check_destination(destination)
+    missing = [p for p in destination.parents if not p.exists()]
     with translating_os_errors(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-        temporary.chmod(0o755)
         try:
-            yield temporary
-            _replace(temporary, destination)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+            temporary.chmod(0o755)
+            try:
+                yield temporary
+                _replace(temporary, destination)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        except BaseException:
+            _remove_empty(missing)
+            raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove the folders that were made on the way, innermost first, unless others use them by now."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def check_destination(destination: Path) -> None:
@@ -201,10 +213,11 @@ def check_destination(destination: Path) -> None:
     parent = destination if destination.exists() else destination.parent
     while not parent.exists():
         parent = parent.parent
-    # The artifact is renamed into place, so it is the parent folder that must take new names.
+    # The artifact is renamed into place, so it is the parent folder that must take new names. Only trying tells: a file
+    # system may be read-only although its permissions say otherwise.
     holder = destination.parent if destination.exists() else parent
-    if not os.access(holder, os.W_OK | os.X_OK):
-        raise OutputError(f"The folder {holder} is read-only.", hint="Give another place with -o.")
+    with translating_os_errors(holder):
+        os.rmdir(tempfile.mkdtemp(prefix=".edgekit-", dir=holder))  # noqa: PTH106 - the pair of mkdtemp
 
 
 @contextlib.contextmanager
@@ -219,7 +232,7 @@ def translating_os_errors(place: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise OutputError(
-                f"{error.filename or place} cannot be written.", hint="Give another place with -o."
+                f"The folder {place} is read-only: {error.strerror}.", hint="Give another place with -o."
             ) from error
         raise
 

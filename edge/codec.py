@@ -36,7 +36,10 @@ def from_json(cls: type[T], data: object) -> T:
 
 def json_schema(cls: Any) -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of a dataclass of this project."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_adapter(cls).json_schema(mode="serialization")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **_adapter(cls).json_schema(mode="serialization"),
+    }
 
 
 def dumps(data: object) -> str:

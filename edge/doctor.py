@@ -61,7 +61,9 @@ def _package(name: str, tested: str, least: tuple[int, ...], extra: str, require
         return Check(name=name, state="missing", found="not installed", fix=fix, required=required)
     if _numbers(version) < least:
         wanted = ".".join(map(str, least))
-        return Check(name=name, state="old", found=f"{version}; at least {wanted} is needed", fix=fix, required=required)
+        return Check(
+            name=name, state="old", found=f"{version}; at least {wanted} is needed", fix=fix, required=required
+        )
     note = "" if version.startswith(tested) else f" (tested with {tested})"
     return Check(name=name, state="ok", found=version + note, required=required)
 

@@ -53,10 +53,16 @@ def _is_flatbuffer(path: Path) -> bool:
 
 
 def _look(path: Path, model: str, request: Request, runtime: str | None) -> Inspected:
-    name = request.target.runtimes[0] if request.target else runtime or "litert"
+    name = request.target.runtimes[0] if request.target else runtime or _runtime_of(path)
     # Reading a flatbuffer runs nothing of it, so no child process is needed: this keeps `inspect` fast.
     found = registry.runtime(name).inspect(path, request.target, request.options)
     return Inspected(model=model, runtime=name, inspection=found)
+
+
+def _runtime_of(path: Path) -> str:
+    from edge.targets.edgetpu import package
+
+    return "edgetpu" if package.is_compiled_file(path) else "litert"
 
 
 def _convert(model: str, folder: Path, request: Request, progress: Progress) -> Path:

@@ -115,7 +115,9 @@ def build(project: Project, progress: Progress = isolate.no_progress) -> list[Ar
 
 def _key(step: Step) -> str:
     """Steps with the same key have the same program: what a runtime reads of a target is in it."""
-    return codec.dumps([step.runtime, codec.to_json(step.recipe), dict(step.target.options), dict(step.target.hardware)])
+    return codec.dumps(
+        [step.runtime, codec.to_json(step.recipe), dict(step.target.options), dict(step.target.hardware)]
+    )
 
 
 def _unique(steps: Sequence[Step]) -> dict[str, Step]:
@@ -195,7 +197,12 @@ def build_program(project: Project, step: Step, imported: Imported, work: Path, 
 
 
 def check_programs(
-    project: Project, steps: Sequence[Step], imported: Imported, built: Mapping[str, Built], work: Path, progress: Progress
+    project: Project,
+    steps: Sequence[Step],
+    imported: Imported,
+    built: Mapping[str, Built],
+    work: Path,
+    progress: Progress,
 ) -> dict[str, Built]:
     """Run carrier and programs over the evaluation samples in one pass; add accuracy, parity and golden vectors."""
     if imported.evaluation is None:
@@ -402,8 +409,12 @@ def check(
             name="check",
             progress=progress,
         )
-        built = Built(program=_program_of(opened), inspection=_empty_inspection(manifest), folder=opened.path, check=answer)
-        step = Step(target=target, runtime=manifest.runtime, recipe=codec.from_json(Recipe, manifest.recipe), destination=path)
+        built = Built(
+            program=_program_of(opened), inspection=_empty_inspection(manifest), folder=opened.path, check=answer
+        )
+        step = Step(
+            target=target, runtime=manifest.runtime, recipe=codec.from_json(Recipe, manifest.recipe), destination=path
+        )
         latency = manifest.metrics.latency
         if latency_profile != "none":
             progress("measuring latency on this host", None)
@@ -463,7 +474,9 @@ def _target_of(manifest: Manifest) -> Target:
 
 def _program_of(opened: Artifact) -> Program:
     m = opened.manifest
-    return Program(path=opened.program, signature=m.signature, recipe=codec.from_json(Recipe, m.recipe), quantizer=m.quantizer)
+    return Program(
+        path=opened.program, signature=m.signature, recipe=codec.from_json(Recipe, m.recipe), quantizer=m.quantizer
+    )
 
 
 def _empty_inspection(manifest: Manifest) -> Inspection:

@@ -76,7 +76,7 @@ def render(source: str, targets: tuple[str, ...], signature: Signature) -> str:
         f"source = {_text(source)}",
         f"outputs = [{', '.join(_text(t.name) for t in signature.outputs)}]",
         f"# task = {_text(signature.task)}   # classification, regression, segmentation, detection, other",
-        "# layout = \"channel-last\"   # or \"keep\", for a channel-first source",
+        '# layout = "channel-last"   # or "keep", for a channel-first source',
         "",
     ]
     for t in signature.inputs:

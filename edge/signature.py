@@ -120,4 +120,3 @@ class Signature:
     def with_tensors(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Signature:
         """Return the same contract over other tensors (dtypes and quantization of a built program)."""
         return replace(self, inputs=inputs, outputs=outputs)
-

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edge.artifact import Manifest, Verdict
+from edge.artifact import Accuracy, Manifest, Verdict
 from edge.findings import Finding
 from edge.project import Budgets
 from edge.targets.base import Target
+
+# A loss of this share that the samples show is told even where nobody set a budget.
+_NOTABLE_DROP = 0.01
 
 
 def judge(manifest: Manifest, budgets: Budgets, target: Target, size_bytes: int) -> Manifest:
@@ -39,6 +42,7 @@ def _accuracy(manifest: Manifest, budgets: Budgets, broken: list[str], open_: li
         open_.append("accuracy was not checked: no evaluation data was given (--evaluation DATA)")
         return
     if budgets.max_drop is None:
+        notes += _unbudgeted_loss(accuracy)
         return
     allowed = budgets.max_drop
     if accuracy.drop > allowed:
@@ -58,6 +62,20 @@ def _accuracy(manifest: Manifest, budgets: Budgets, broken: list[str], open_: li
         )
 
 
+def _unbudgeted_loss(accuracy: Accuracy) -> list[Finding]:
+    shown = accuracy.drop_low is not None and accuracy.drop_low > 0
+    if not shown or accuracy.drop <= _NOTABLE_DROP:
+        return []
+    return [
+        Finding(
+            rule="ACCURACY_LOST",
+            severity="warning",
+            message=f"{accuracy.metric} drops by {accuracy.drop:.4g}, and no budget says whether that is too much.",
+            fix="Set one with --max-drop; more calibration samples, another recipe or operators kept float may help.",
+        )
+    ]
+
+
 def _latency(manifest: Manifest, budgets: Budgets, broken: list[str], open_: list[str], target: Target) -> None:
     if budgets.max_latency_ms is None:
         return
@@ -69,4 +87,6 @@ def _latency(manifest: Manifest, budgets: Budgets, broken: list[str], open_: lis
         open_.append(f"the latency budget of {budgets.max_latency_ms:g} ms for {target.name} is open: {why}")
         return
     if latency["median_ms"] > budgets.max_latency_ms:
-        broken.append(f"median latency {latency['median_ms']:.3f} ms is over the budget of {budgets.max_latency_ms:g} ms")
+        broken.append(
+            f"median latency {latency['median_ms']:.3f} ms is over the budget of {budgets.max_latency_ms:g} ms"
+        )

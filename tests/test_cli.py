@@ -25,7 +25,9 @@ def edgekit(*arguments: str, cwd: Path | None = None, **environment: str) -> sub
 
 def test_help_imports_nothing_heavy() -> None:
     """`edgekit --help` loads no framework, no numpy, no pydantic and no rich."""
-    code = "import sys; sys.argv = ['edgekit', '--help']\nfrom edge.cli.outcome import run\nrun(['--help'], debug=False)\n"
+    code = (
+        "import sys; sys.argv = ['edgekit', '--help']\nfrom edge.cli.outcome import run\nrun(['--help'], debug=False)\n"
+    )
     code += f"print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "LOADED []" in done.stdout
@@ -74,7 +76,9 @@ def test_version() -> None:
         (["demo", "--framework", "caffe"], 2, "'caffe'"),
     ],
 )
-def test_a_mistake_is_one_message_and_an_exit_code(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+def test_a_mistake_is_one_message_and_an_exit_code(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
     """Wrong usage gives one message that quotes what was given, the right exit code, and no traceback."""
     done = edgekit(*arguments, cwd=tmp_path)
     assert message in done.stderr
@@ -102,7 +106,7 @@ def test_a_closed_pipe_is_no_error() -> None:
     """`edgekit targets | head` ends quietly."""
     script = "from edge.cli import main; main(['targets'])"
     done = subprocess.run(
-        f"{sys.executable} -c \"{script}\" | true", shell=True, capture_output=True, text=True, check=False
+        f'{sys.executable} -c "{script}" | true', shell=True, capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
 
@@ -122,7 +126,9 @@ def test_doctor_as_json() -> None:
     assert checks["edgetpu_compiler"]["fix"]
 
 
-@pytest.mark.parametrize("data", [b"", b"TFL3", b"\0\0\0\0TFL3" + bytes(64), b"PK\x03\x04 not a zip", b"\x89HDF\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "data", [b"", b"TFL3", b"\0\0\0\0TFL3" + bytes(64), b"PK\x03\x04 not a zip", b"\x89HDF\r\n\x1a\n"]
+)
 def test_an_unreadable_model_is_exit_4(tmp_path: Path, data: bytes) -> None:
     """A file that is no model is one message with exit code 4, whatever its bytes."""
     (tmp_path / "model.tflite").write_bytes(data)

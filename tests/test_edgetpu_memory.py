@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.errors import SourceError
 from edge.signature import Quantization
 from edge.targets.edgetpu import memory, placement
 from edge.targets.edgetpu.memory import MIB
@@ -53,7 +56,7 @@ class Net:
         self.last = self.builder.op(name, inputs, self.shape, dtype="int8", quantization=Q)
         return self
 
-    def _layer(self, name: str, weights: np.ndarray, q: Quantization, shape: tuple[int, ...], **options: int) -> Net:
+    def _layer(self, name: str, weights: np.ndarray, q: Quantization, shape: tuple[int, ...], **options: Any) -> Net:
         label = f"layer{len(self.builder.graph.operators)}"
         outputs = shape[-1]
         bias = Quantization(scale=(0.01,), zero_point=(0,))
@@ -137,7 +140,7 @@ def test_layers_that_do_not_fit_are_streamed_whole() -> None:
         net.dense(1600)
     done = plan(net.graph())
     assert [layer.on_chip for layer in done.layers] == [True, True, False, False]
-    assert done.parameter_bytes == sum(layer.parameter_bytes for layer in done.layers) > 7.5 * MIB
+    assert done.parameter_bytes == sum(layer.parameter_bytes for layer in done.layers) > memory.CACHE_BYTES
 
 
 def test_models_compiled_together_share_the_cache_in_order() -> None:
@@ -190,5 +193,35 @@ def test_large_activations_shrink_the_cache() -> None:
     for side in (64, 512, 4096):
         graph = Net(1, side, side, 16).op("RELU").graph()
         limits.append(memory.cache_limit(graph, placement.predict(graph)))
-    assert limits[0] == int(7.5 * MIB)
+    assert limits[0] == memory.CACHE_BYTES
     assert limits[0] > limits[1] > limits[2] == int(1.4 * MIB)
+
+
+def test_an_lstm_holds_four_gates() -> None:
+    """Each gate takes a dense layer over input and state: 4 * 32 * (4 + 28 + 20) bytes."""
+    builder = GraphBuilder()
+    x = builder.input("x", (1, 28, 28), "int8", Q)
+    gates = [builder.const(f"w{i}", np.ones((20, 28), np.int8), Q) for i in range(4)]
+    gates += [builder.const(f"r{i}", np.ones((20, 20), np.int8), Q) for i in range(4)]
+    builder.output(
+        builder.op("UNIDIRECTIONAL_SEQUENCE_LSTM", [x, *gates], (1, 28, 20), dtype="int8", quantization=Q), "y"
+    )
+    assert plan(flatbuffer.graph(flatbuffer.load(builder.build()))).parameter_bytes == 4 * 32 * (4 + 28 + 20)
+
+
+WITH_PARAMETERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "MEAN", "PAD", "ADD", "SOFTMAX")
+SHAPES = st.lists(st.integers(1, 5), max_size=5).map(tuple)
+
+
+@given(st.sampled_from((*WITH_PARAMETERS, "UNIDIRECTIONAL_SEQUENCE_LSTM", "SPLIT", "RESIZE_BILINEAR")), SHAPES, SHAPES)
+def test_shapes_that_no_kernel_takes_do_not_crash(name: str, source: tuple[int, ...], weights: tuple[int, ...]) -> None:
+    """Prediction of a damaged graph ends with a placement or with an error of ours."""
+    builder = GraphBuilder()
+    x = builder.input("x", source, "int8", Q)
+    w = builder.const("w", np.ones(weights, np.int8), Q)
+    builder.output(builder.op(name, [x, w], source, dtype="int8", quantization=Q), "y")
+    graph = flatbuffer.graph(flatbuffer.load(builder.build()))
+    try:
+        assert plan(graph).parameter_bytes >= 0
+    except SourceError as error:
+        assert "has no input" in error.message

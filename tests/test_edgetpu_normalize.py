@@ -143,6 +143,22 @@ def idle_and_dead() -> bytes:
     return builder.build()
 
 
+def dense(*, channels: bool = False, keep: bool = False, biased: bool = False) -> bytes:
+    """FULLY_CONNECTED as newer converters write it."""
+    builder = GraphBuilder()
+    x = builder.input("x", (1, 3, 8), "int8", Q)
+    q = per_channel(4) if channels else Quantization(scale=(0.01,), zero_point=(0,))
+    inputs = [x, builder.const("w", weights(4, 8), q)]
+    if biased:
+        values, bias_q = bias(4, q)
+        inputs.append(builder.const("b", values, bias_q))
+    shape = (1, 3, 4) if keep else (3, 4)
+    builder.output(
+        builder.op("FULLY_CONNECTED", inputs, shape, dtype="int8", quantization=Q, version=6, keepNumDims=keep), "y"
+    )
+    return builder.build()
+
+
 def golden(program: bytes, count: int = 3) -> list[list[np.ndarray]]:
     """Return random inputs."""
     graph = view(program)
@@ -164,10 +180,11 @@ def view(program: bytes) -> Graph:
         (split_first_axis(), "split_to_slices", ["STRIDED_SLICE"] * 4),
         (unpack(), "split_to_slices", ["STRIDED_SLICE", "STRIDED_SLICE", "RESHAPE", "RESHAPE"]),
         (expand_dims(), "to_reshape", ["RESHAPE", "RELU"]),
-        (matmul(), "matmul_to_fully_connected", ["FULLY_CONNECTED", "RESHAPE"]),
-        (new_versions(), "lower_version", ["CONV_2D", "MAX_POOL_2D"]),
-        (dynamic_reshape(), "fold_shape", ["RESHAPE", "RELU"]),
-        (idle_and_dead(), "drop_quantize", ["RELU"]),
+        (new_versions(), "lower_versions", ["CONV_2D", "MAX_POOL_2D"]),
+        (dynamic_reshape(), "fold_constant_shapes", ["RESHAPE", "RELU"]),
+        (idle_and_dead(), "drop_idle_quantize", ["RELU"]),
+        (dense(), "dense_to_known", ["FULLY_CONNECTED"]),
+        (dense(keep=True, biased=True), "dense_to_known", ["FULLY_CONNECTED", "RESHAPE"]),
     ],
 )
 def test_each_rewrite_keeps_every_bit(program: bytes, kind: str, operators: list[str]) -> None:
@@ -179,7 +196,7 @@ def test_each_rewrite_keeps_every_bit(program: bytes, kind: str, operators: list
 
 @pytest.mark.parametrize(
     "program",
-    [grouped(8, 8, 1), split_first_axis(), unpack(), expand_dims(), matmul(), new_versions(), idle_and_dead()],
+    [grouped(8, 8, 1), split_first_axis(), unpack(), expand_dims(), new_versions(), idle_and_dead()],
 )
 def test_the_rewritten_program_is_mapped_whole(program: bytes) -> None:
     """What the compiler would have left on the CPU is predicted to be mapped after the rewrite."""
@@ -187,6 +204,34 @@ def test_the_rewritten_program_is_mapped_whole(program: bytes) -> None:
     after = placement.predict(view(normalize.normalize(program).program), min_runtime_version=12)
     assert all(after.mapped)
     assert not all(before.mapped) or len(after.mapped) < len(before.mapped)
+
+
+def idle(program: bytes) -> list[list[np.ndarray]]:
+    """Return inputs at their zero point, on which no rounding can differ."""
+    return [[np.full_like(value, Q.zero_point[0]) for value in golden(program)[0]]]
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "operators"),
+    [
+        (matmul(), "matmul_to_fully_connected", ["FULLY_CONNECTED", "RESHAPE"]),
+        (dense(channels=True), "per_channel_dense", ["RESHAPE", "CONV_2D", "RESHAPE"]),
+        (dense(channels=True, keep=True, biased=True), "per_channel_dense", ["RESHAPE", "CONV_2D", "RESHAPE"]),
+    ],
+)
+def test_a_tentative_rewrite_needs_golden_vectors(program: bytes, kind: str, operators: list[str]) -> None:
+    """Rewrites that could round differently are made where golden vectors show equal bits, and not without them."""
+    done = normalize.normalize(program, inputs=idle(program))
+    assert [op.name for op in view(done.program).ops] == operators
+    assert kind in {change.kind for change in done.changes}
+    assert kind not in {change.kind for change in normalize.normalize(program).changes}
+
+
+def test_a_tentative_rewrite_that_differs_is_left_out() -> None:
+    """BATCH_MATMUL stays where FULLY_CONNECTED rounds one value differently; the rest of the rewrite goes on."""
+    program = matmul()
+    done = normalize.normalize(program, inputs=golden(program, 200))
+    assert [op.name for op in view(done.program).ops] == ["BATCH_MATMUL"]
 
 
 def test_versions_are_lowered_to_what_is_used() -> None:
@@ -197,14 +242,23 @@ def test_versions_are_lowered_to_what_is_used() -> None:
 
 
 def test_a_version_that_is_needed_stays() -> None:
-    """FULLY_CONNECTED with keep_num_dims needs version 5 and is not lowered below it."""
+    """A RESIZE_NEAREST_NEIGHBOR with half-pixel centres needs version 3 and is not lowered below it."""
     builder = GraphBuilder()
-    x = builder.input("x", (1, 3, 8), "int8", Q)
-    w = builder.const("w", weights(4, 8), Quantization(scale=(0.01,), zero_point=(0,)))
-    y = builder.op("FULLY_CONNECTED", [x, w, -1], (1, 3, 4), dtype="int8", quantization=Q, version=9, keepNumDims=True)
+    x = builder.input("x", (1, 4, 4, 2), "int8", Q)
+    size = builder.const("size", i32([8, 8]))
+    y = builder.op("RESIZE_NEAREST_NEIGHBOR", [x, size], (1, 8, 8, 2), dtype="int8", quantization=Q, version=4)
+    with_options(builder, "ResizeNearestNeighborOptions", halfPixelCenters=True)
     builder.output(y, "y")
-    done = normalize.normalize(builder.build())
-    assert view(done.program).ops[0].version == 5
+    assert view(normalize.normalize(builder.build()).program).ops[0].version == 3
+
+
+def test_a_version_that_the_compiler_knows_is_left() -> None:
+    """CONV_2D version 3 on uint8 needs only version 1 but is read by the compiler: nothing is changed."""
+    builder = GraphBuilder()
+    x = builder.input("x", (1, 4, 4, 2), "uint8", Q)
+    w = builder.const("w", np.ones((3, 1, 1, 2), np.uint8), Q)
+    builder.output(builder.op("CONV_2D", [x, w], (1, 4, 4, 3), dtype="uint8", quantization=Q, version=3), "y")
+    assert normalize.normalize(builder.build()).changes == ()
 
 
 def test_per_channel_scales_move_with_the_channels() -> None:

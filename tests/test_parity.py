@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edge.calibration.affine import dequantize, quantize
 from edge.codec import from_json, to_json
 from edge.errors import ConversionError, DataError
-from edge.measure.parity import OutputParity, Parity, carrier_findings, dequantize, output_findings, quantize
+from edge.measure.parity import OutputParity, Parity, carrier_findings, output_findings
 from edge.signature import Quantization
 
 HALF = Quantization(scale=(0.5,), zero_point=(-128,))

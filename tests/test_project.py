@@ -27,7 +27,13 @@ def test_all_problems_are_told_at_once() -> None:
     wrong = {**LEAST, "source": "", "max_drop": "lots", "io": "int7", "recipe": "int3", "calibration_samples": 0}
     with pytest.raises(errors.ConfigError) as caught:
         project.resolve(wrong)
-    for part in ("source:", "max_drop: could not convert", "io: 'int7'", "recipe: recipe 'int3'", "calibration_samples: 0"):
+    for part in (
+        "source:",
+        "max_drop: could not convert",
+        "io: 'int7'",
+        "recipe: recipe 'int3'",
+        "calibration_samples: 0",
+    ):
         assert part in caught.value.message
 
 

@@ -8,9 +8,7 @@ import pytest
 from edge import errors
 from edge.targets import registry
 
-NEEDED = (
-    "android coral coral-devboard coral-pcie coral-usb linux rpi-zero2 rpi3 rpi4 rpi5"
-).split()
+NEEDED = ("android coral coral-devboard coral-pcie coral-usb linux rpi-zero2 rpi3 rpi4 rpi5").split()
 
 
 def test_the_catalogue_has_the_promised_targets() -> None:

@@ -66,7 +66,9 @@ def build(
         int | None, typer.Option(help="How many samples calibrate (default 300, evenly spread).")
     ] = None,
     evaluation_samples: Annotated[int | None, typer.Option(help="At most this many samples evaluate.")] = None,
-    latency: Annotated[str | None, typer.Option(help="Latency profile: none, smoke (default), quick, standard.")] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="Latency profile: none, smoke (default), quick, standard.")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds for one stage (default 3600).")] = None,
     multiple_subgraphs: Annotated[
         bool, typer.Option("--multiple-subgraphs", help="Edge TPU: keep every mapped subgraph (compiler's -a).")

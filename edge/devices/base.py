@@ -100,7 +100,11 @@ class Device(Protocol):
     python: str
 
     def push(self, path: Path) -> str:
-        """Copy a file into the working folder under the hash of its content; return its path there. Once per content."""
+        """Copy a file into the working folder, once per content, under its hash; return its path there."""
+        ...
+
+    def forget(self, remote: str) -> None:
+        """Remove a file of the working folder, if it is there."""
         ...
 
     def run(self, command: Sequence[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, stdin: bytes = b"") -> Completed:
@@ -191,7 +195,7 @@ def hashed_name(path: Path) -> str:
 def locked(spec: DeviceSpec, *, exclusive: bool = True) -> Iterator[None]:
     """Hold the device's lock on this host, so that two runs never overlap; raise DeviceError where another has it.
 
-    Emulated boards are shared locks: each run has a process of its own. The lock ends with its process, however it ends.
+    `exclusive` is False where runs have their own processes. The lock ends with its process, in any case.
     """
     folder = cache_folder() / "locks"
     folder.mkdir(parents=True, exist_ok=True)

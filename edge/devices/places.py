@@ -15,7 +15,7 @@ def cache_folder() -> Path:
 
 
 def devices_files() -> tuple[Path, ...]:
-    """Return the places of devices.toml, first wins: EDGEKIT_DEVICES alone, else this folder, else the user's config."""
+    """Return the places of devices.toml: EDGEKIT_DEVICES alone, else this folder and then the user's configuration."""
     if given := os.environ.get("EDGEKIT_DEVICES"):
         return (Path(given),)
     base = os.environ.get("XDG_CONFIG_HOME")

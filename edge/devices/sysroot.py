@@ -39,7 +39,7 @@ PACKAGES = (
 )
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # glibc of the wheels: every manylinux level up to that of Debian 12.
-_PLATFORMS = tuple(f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)) + ("manylinux2014_aarch64",)
+_PLATFORMS = (*(f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)), "manylinux2014_aarch64")
 _NOT_NEEDED = ("./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/info", "./usr/share/lintian")
 _MARKER = "etc/edgekit-emulator"
 _TIMEOUT_S = 1800.0
@@ -253,10 +253,8 @@ def _apt(mirror: Mirror | None, progress: Progress) -> Iterator[_Apt]:
 
 def _configured() -> tuple[Mirror, ...]:
     """Return the Debian sources of this machine's apt."""
-    text = _run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)", "Created-By: Packages", "Origin: Debian"],
-        "apt-get",
-    )
+    shape = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
+    text = _run(["apt-get", "indextargets", "--format", shape, "Created-By: Packages", "Origin: Debian"], "apt-get")
     # A line whose suite has an archive of additions only (backports) would replace versions: it is left out.
     rows = sorted({tuple(line.split("|")) for line in text.splitlines() if line.count("|") == 2})
     found = tuple(Mirror(uri=u, suite=s, components=c) for u, s, c in rows if "backports" not in s and c == "main")
@@ -275,15 +273,21 @@ def _lines(mirrors: Sequence[Mirror]) -> list[str]:
 
 def _run(command: Sequence[str], name: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, errors="replace")
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, errors="replace"
+        )
     except subprocess.TimeoutExpired:
-        raise ToolError(f"{name} took longer than {_TIMEOUT_S:g} s.", hint="Check the connection to the mirror.") from None
+        raise ToolError(
+            f"{name} took longer than {_TIMEOUT_S:g} s.", hint="Check the connection to the mirror."
+        ) from None
     except FileNotFoundError:
         raise MissingPackageError(f"{name} is not installed.") from None
     if done.returncode != 0:
         words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         said = [line for line in words if line.lower().startswith(("e:", "error"))] or words[-3:]
-        raise ToolError(f"{name} failed: {' '.join(said)[:600]}", hint="Check the connection and the configured sources.")
+        raise ToolError(
+            f"{name} failed: {' '.join(said)[:600]}", hint="Check the connection and the configured sources."
+        )
     return done.stdout
 
 
@@ -313,7 +317,18 @@ def _install_wheels(wanted: Plan, root: Path) -> None:
     abi = "cp" + wanted.python.replace(".", "")
     command = [sys.executable, "-m", "pip", "install", "--target", str(place), "--only-binary", ":all:", "--no-compile"]
     command += [f"--platform={p}" for p in _PLATFORMS]
-    command += ["--python-version", wanted.python, "--implementation", "cp", "--abi", abi, "--abi", "abi3", "--abi", "none"]
+    command += [
+        "--python-version",
+        wanted.python,
+        "--implementation",
+        "cp",
+        "--abi",
+        abi,
+        "--abi",
+        "abi3",
+        "--abi",
+        "none",
+    ]
     _run([*command, "--no-input", "--disable-pip-version-check", *wanted.wheels], "pip")
 
 

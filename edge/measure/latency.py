@@ -10,7 +10,7 @@ import gc
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,10 +29,12 @@ __all__ = [
     "Profile",
     "Reason",
     "Setting",
+    "Timing",
     "WarmUp",
     "Window",
     "is_stable",
     "measure",
+    "summarize",
     "timer_overhead_ns",
     "warm_up",
 ]
@@ -49,6 +51,22 @@ class Measured(NamedTuple):
 
     latency: Latency
     samples_ns: Nanoseconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """The raw result of a timed loop: kept durations and start times in order, and what was seen around them."""
+
+    samples_ns: Nanoseconds
+    starts_ns: Nanoseconds
+    runs: int
+    duration_s: float
+    warm_up_runs: int
+    warm_up_stable: bool
+    clock: str
+    timer_overhead_ns: int
+    before: Environment
+    after: Environment
 
 
 class _Recorder:
@@ -173,16 +191,32 @@ def measure(
         before = environment()
         recorder, duration_s = _timed_loop(run, profile, clock, max_samples)
         after = environment()
-    samples_ns = np.array(recorder.durations, np.int64)
-    values = samples_ns / _NS_PER_MS
-    latency = Latency(
-        setting=setting,
-        profile=profile,
+    timing = Timing(
+        samples_ns=np.array(recorder.durations, np.int64),
+        starts_ns=np.array(recorder.starts, np.int64),
         runs=recorder.runs,
-        samples=values.size,
         duration_s=duration_s,
         warm_up_runs=warm_runs,
         warm_up_stable=stable,
+        clock=clock.name,
+        timer_overhead_ns=overhead,
+        before=before,
+        after=after,
+    )
+    return Measured(summarize(timing, profile, setting), timing.samples_ns)
+
+
+def summarize(timing: Timing, profile: Profile, setting: Setting) -> Latency:
+    """Return the record and the verdict of a measurement that was taken here or on a device."""
+    values = timing.samples_ns / _NS_PER_MS
+    latency = Latency(
+        setting=setting,
+        profile=profile,
+        runs=timing.runs,
+        samples=values.size,
+        duration_s=timing.duration_s,
+        warm_up_runs=timing.warm_up_runs,
+        warm_up_stable=timing.warm_up_stable,
         median_ms=float(np.median(values)),
         median_interval=median_interval(values),
         p90=percentile_estimate(values, 0.90),
@@ -193,11 +227,11 @@ def measure(
         std_ms=float(values.std(ddof=1)) if values.size > 1 else 0.0,
         cv=coefficient_of_variation(values),
         mad_ms=float(np.median(np.abs(values - np.median(values)))),
-        clock=clock.name,
-        timer_overhead_ns=overhead,
-        windows=_windows(samples_ns, np.array(recorder.starts, np.int64), profile.window_s),
-        before=before,
-        after=after,
+        clock=timing.clock,
+        timer_overhead_ns=timing.timer_overhead_ns,
+        windows=_windows(timing.samples_ns, timing.starts_ns, profile.window_s),
+        before=timing.before,
+        after=timing.after,
     )
     verdict, reasons = judge(latency, values)
-    return Measured(replace(latency, verdict=verdict, reasons=reasons), samples_ns)
+    return replace(latency, verdict=verdict, reasons=reasons)

@@ -7,8 +7,8 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from edge import codec
 from edge.errors import EdgekitError
+from edge.report import machine
 from edge.report.summary import size
 
 if TYPE_CHECKING:
@@ -19,30 +19,7 @@ _MOST_ROWS = 60
 
 def json_line(found: Inspected) -> str:
     """Return the JSON object of one model as a line."""
-    i = found.inspection
-    data: dict[str, Any] = {
-        "schema": 1,
-        "model": found.model,
-        "runtime": found.runtime,
-        "operators": [
-            {
-                "index": o.index,
-                "op": o.op,
-                "mapped": o.place == "edgetpu",
-                "place": o.place,
-                "reason": o.reason,
-                "certainty": o.certainty,
-                "outputs": list(o.outputs),
-                "subgraph": o.subgraph,
-            }
-            for o in i.operators
-        ],
-        "parameter_bytes": i.parameter_bytes,
-        "arena_bytes": i.arena_bytes,
-        "signature": codec.to_json(i.signature) if i.signature else None,
-        "findings": [codec.to_json(f) for f in i.findings],
-    }
-    return json.dumps({**data, **i.details}, allow_nan=False) + "\n"
+    return machine.dumps(machine.inspect_record(found.model, found.runtime, found.inspection))
 
 
 def show_error(model: str, error: EdgekitError, *, as_json: bool) -> None:
@@ -74,17 +51,21 @@ def show(found: Inspected) -> None:
     for (op, place, reason), n in counts.most_common(_MOST_ROWS):
         table.add_row(op, str(n), place, escape(reason))
     console.print(table)
-    console.print(f"  parameters {size(i.parameter_bytes)}" + (f", arena about {size(i.arena_bytes)}" if i.arena_bytes else ""))
+    console.print(
+        f"  parameters {size(i.parameter_bytes)}" + (f", arena about {size(i.arena_bytes)}" if i.arena_bytes else "")
+    )
     _show_details(console, dict(i.details))
     for f in i.findings:
         place = f" [{f.op}]" if f.op else ""
-        console.print(f"  {f.severity} {f.rule} {escape(f.message + place)}" + (f" Fix: {escape(f.fix)}" if f.fix else ""))
+        console.print(
+            f"  {f.severity} {f.rule} {escape(f.message + place)}" + (f" Fix: {escape(f.fix)}" if f.fix else "")
+        )
 
 
 def _show_details(console: Any, details: dict[str, Any]) -> None:
     if "on_chip_bytes" in details:
         console.print(
-            f"  Edge TPU (predicted): {details['subgraphs']} subgraph(s), {size(details['on_chip_bytes'])} of parameters on "
+            f"  Edge TPU ({details.get('mode')}): {details['subgraphs']} subgraph(s), {size(details['on_chip_bytes'])} of parameters on "
             f"chip, {size(details['off_chip_bytes'])} streamed at every inference"
         )
     for transfer, p in details.get("latency_ms", {}).items():

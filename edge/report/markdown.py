@@ -25,8 +25,15 @@ def render(manifest: Manifest) -> str:
     if findings := summary.counted_findings(manifest):
         lines += ["", "## Findings", ""]
         lines += [f"- **{_cell(kind)}**: {_cell(text)}" for kind, text in findings]
-    lines += ["", "## Made with", "", f"edgekit {manifest.edgekit}; " + "; ".join(f"{k} {v}" for k, v in manifest.tools.items())]
+    lines += [
+        "",
+        "## Made with",
+        "",
+        f"edgekit {manifest.edgekit}; " + "; ".join(f"{k} {v}" for k, v in manifest.tools.items()),
+    ]
     for role, data in (("calibration", manifest.calibration), ("evaluation", manifest.evaluation)):
         if data:
-            lines.append(f"\n{role}: {data.samples} samples of {_cell(data.name)} ({data.kind}, {data.selection}), digest {data.digest[:12]}")
+            lines.append(
+                f"\n{role}: {data.samples} samples of {_cell(data.name)} ({data.kind}, {data.selection}), digest {data.digest[:12]}"
+            )
     return "\n".join(lines) + "\n"

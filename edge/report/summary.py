@@ -53,7 +53,7 @@ def _accuracy_rows(a: Accuracy) -> list[Row]:
     drop = f"{difference(a.metric, a.drop)}{unit}, {interval}, {a.samples} samples"
     return [
         Row(label=f"{a.metric} float source", value=score(a.metric, a.float), mode="measured"),
-        Row(label=f"{a.metric} float carrier", value=score(a.metric, a.carrier), mode=mode),
+        Row(label=f"{a.metric} float carrier", value=score(a.metric, a.carrier), mode=a.mode),
         Row(label=f"{a.metric} quantized", value=score(a.metric, a.quantized), mode=mode),
         Row(label="drop (float - quantized)", value=drop, mode=mode),
     ]
@@ -69,8 +69,18 @@ def _latency_rows(latency: Mapping[str, Any]) -> list[Row]:
     interval = f" [{low:.3f}, {high:.3f}]" if isinstance(low, float) and isinstance(high, float) else ""
     return [
         Row(label="latency median (99 % interval)", value=ms("median_ms") + interval, mode=mode),
-        Row(label="latency p90", value=ms("p90_ms"), mode=f"{latency['mode']}, {latency['samples']} runs, {latency['verdict']}"),
+        Row(
+            label="latency p90",
+            value=ms("p90_ms"),
+            mode=f"{latency['mode']}, {latency['samples']} runs, {_validity(latency)}",
+        ),
     ]
+
+
+def _validity(latency: Mapping[str, Any]) -> str:
+    why = "; ".join(latency.get("reasons") or ())
+    said = str(latency["verdict"]).replace("_", " ")
+    return f"{said}: {why}" if why and said == "invalid" else said
 
 
 def _predicted_rows(predicted: Mapping[str, Any]) -> list[Row]:

@@ -163,7 +163,9 @@ def _parity(record: parity.OutputParity, carrier_snr_db: float | None) -> dict[s
     }
 
 
-def write_golden(path: Path, vectors: Sequence[tuple[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]]]) -> None:
+def write_golden(
+    path: Path, vectors: Sequence[tuple[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]]]
+) -> None:
     """Write `in/NAME`, `out/NAME` (the program's own dtypes) and `float/NAME` (the source's), vectors first: [n, ...]."""
     arrays: dict[str, Array] = {}
     for position, prefix in enumerate(("in", "out", "float")):
@@ -181,7 +183,9 @@ def read_golden(path: Path) -> dict[str, dict[str, Array]]:
                 prefix, _, name = key.partition("/")
                 found[prefix][name] = data[key]
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ArtifactError(f"{path} is no file of golden vectors: {error}.", hint="Build the artifact again.") from error
+        raise ArtifactError(
+            f"{path} is no file of golden vectors: {error}.", hint="Build the artifact again."
+        ) from error
     return found
 
 
@@ -197,10 +201,13 @@ def check_artifact(request: dict[str, Any], progress: Progress) -> dict[str, Any
         return answer
     if request["carrier"] is None:
         raise ArtifactError("The artifact has no float carrier to compare with.", hint="Build the artifact again.")
-    return _evaluate(request, session, findings, progress)
+    return evaluate(request, session, findings, progress)
 
 
-def _evaluate(request: Mapping[str, Any], session: Session, findings: list[Finding], progress: Progress) -> dict[str, Any]:
+def evaluate(
+    request: Mapping[str, Any], session: Session, findings: list[Finding], progress: Progress
+) -> dict[str, Any]:
+    """Return accuracy and parity of a session, here or on a device, against the float carrier on the same samples."""
     signature = codec.from_json(Signature, request["signature"])
     samples = open_dataset(request["evaluation"], signature, role="evaluation")
     make = _metric_maker(request["metric"], signature, samples.first().label)
@@ -277,7 +284,7 @@ def measure_latency(request: dict[str, Any], progress: Progress) -> dict[str, An
         session.run(inputs)
 
     result = measure(run, profile=PROFILES[request["profile"]], setting=setting).latency
-    return _flat(result)
+    return flat_latency(result)
 
 
 def _latency_inputs(signature: Signature, golden: str | None) -> dict[str, Array]:
@@ -286,7 +293,8 @@ def _latency_inputs(signature: Signature, golden: str | None) -> dict[str, Array
     return {t.name: np.zeros([max(d, 1) for d in t.shape], t.dtype) for t in signature.inputs}
 
 
-def _flat(result: Latency) -> dict[str, Any]:
+def flat_latency(result: Latency) -> dict[str, Any]:
+    """Return the record of a measurement with flat headline numbers, as the manifest has it."""
     interval = result.median_interval
     return {
         "mode": result.setting.mode,

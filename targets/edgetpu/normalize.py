@@ -7,6 +7,7 @@ of the schema (`ModelT`) and returns what it did; `verify_identical` runs both p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import QuantizationError
+from edge.targets.edgetpu import rules
 from edge.targets.edgetpu.normalize_edit import Editor
 from edge.targets.edgetpu.normalize_shapes import fold_shapes
 from edge.targets.edgetpu.normalize_versions import minimum_version
@@ -47,27 +49,37 @@ class Normalized:
     changes: tuple[Change, ...]
 
 
-Step = Callable[[Editor], list[Change]]
+Step = Callable[[Editor], list[Change]]  # its __name__ is the kind of its changes
 
 
 def normalize(program: bytes, *, inputs: Sequence[Sequence[Array]] = ()) -> Normalized:
     """Rewrite a quantized flatbuffer for the Edge TPU compiler.
 
     `inputs` are golden inputs, one array per graph input each; where given, outputs before and after are compared bit
-    by bit. Raises SourceError for no valid flatbuffer, QuantizationError where an output differs. Files with several
-    subgraphs (control flow) only get their versions lowered.
+    by bit, and the rewrites of TENTATIVE are tried too. Raises SourceError for no valid flatbuffer, QuantizationError
+    where an output differs. Files with several subgraphs (control flow) only get their versions lowered.
     """
-    model = flatbuffer.load(program)
-    editor = Editor(model)
-    steps = STEPS if len(model.subgraphs) == 1 else (lower_versions,)
-    changes = [change for step in steps for change in step(editor)]
-    if not changes:
-        return Normalized(program=bytes(program), changes=())
-    result = flatbuffer.dump(model)
-    flatbuffer.load(result)  # what we wrote must pass the check that we make of others
+    result, changes = _apply(program, STEPS)
     if inputs:
+        for step in TENTATIVE:
+            tried, more = _apply(result, (step, *CLEANUP))
+            if any(change.kind == step.__name__ for change in more) and not _differences(result, tried, inputs):
+                result, changes = tried, [*changes, *more]
         verify_identical(program, result, inputs)
     return Normalized(program=result, changes=tuple(changes))
+
+
+def _apply(program: bytes, steps: Sequence[Step]) -> tuple[bytes, list[Change]]:
+    model = flatbuffer.load(program)
+    editor = Editor(model)
+    if len(model.subgraphs) > 1:
+        steps = tuple(step for step in steps if step is lower_versions)
+    changes = [change for step in steps for change in step(editor)]
+    if not changes:
+        return bytes(program), []
+    result = flatbuffer.dump(model)
+    flatbuffer.load(result)  # what we wrote must pass the check that we make of others
+    return result, changes
 
 
 def fix_batch(editor: Editor) -> list[Change]:
@@ -88,7 +100,7 @@ def fix_batch(editor: Editor) -> list[Change]:
 def fold_constant_shapes(editor: Editor) -> list[Change]:
     """Replace SHAPE and the integer arithmetic after it by constants; with static shapes all are known."""
     return [
-        Change(kind="fold_shape", op=name, before=operator, after=f"constant {value}")
+        Change(kind="fold_constant_shapes", op=name, before=operator, after=f"constant {value}")
         for name, operator, value in fold_shapes(editor)
     ]
 
@@ -255,6 +267,101 @@ def matmul_to_fully_connected(editor: Editor) -> list[Change]:
     return changes
 
 
+def dense_to_known(editor: Editor) -> list[Change]:
+    """Write newer forms of FULLY_CONNECTED in the form of version 4: three inputs, one scale, a 2-D result.
+
+    Two inputs get an omitted bias; a result that keeps its dimensions is made flat and reshaped.
+    """
+    changes = []
+    for op in editor.operators("FULLY_CONNECTED", inputs=2):
+        before = _dense_form(editor, op)
+        if not before:
+            continue
+        if len(op.inputs) == 2:
+            op.inputs = [*op.inputs, -1]
+        kept = bool(op.builtinOptions.keepNumDims)
+        after = _flatten_dense(editor, op) if kept else "FULLY_CONNECTED with an omitted bias"
+        changes.append(Change(kind="dense_to_known", op=editor.label(op), before=before, after=after))
+    return changes
+
+
+def per_channel_dense(editor: Editor) -> list[Change]:
+    """Write a FULLY_CONNECTED with a scale per output as a 1x1 CONV_2D: the compiler's kernel reads one scale only."""
+    changes = []
+    for op in editor.operators("FULLY_CONNECTED", inputs=2):
+        weights = editor.constant(op.inputs[1])
+        if editor.scales(op.inputs[1]) < 2 or weights is None or weights.ndim != 2 or op.builtinOptions.weightsFormat:
+            continue
+        before = f"FULLY_CONNECTED with {len(weights)} scales"
+        after = _dense_to_convolution(editor, op, weights)
+        changes.append(Change(kind="per_channel_dense", op=editor.label(op), before=before, after=after))
+    return changes
+
+
+def _dense_form(editor: Editor, op: Any) -> str:
+    news = {
+        "two inputs": len(op.inputs) == 2,
+        "kept dimensions": bool(op.builtinOptions.keepNumDims) and len(editor.shape(op.outputs[0])) != 2,
+    }
+    return "FULLY_CONNECTED with " + ", ".join(k for k, v in news.items() if v) if any(news.values()) else ""
+
+
+def _flatten_dense(editor: Editor, op: Any) -> str:
+    shape = editor.shape(op.outputs[0])
+    flat = editor.add_activation([int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]], like=op.outputs[0])
+    options = copy.copy(op.builtinOptions)
+    options.keepNumDims = False
+    editor.insert_before(op, "FULLY_CONNECTED", list(op.inputs), [flat], options)
+    _become_reshape(editor, op, flat, shape)
+    return "FULLY_CONNECTED, RESHAPE"
+
+
+def _dense_to_convolution(editor: Editor, op: Any, weights: Array) -> str:
+    outputs, depth = weights.shape
+    source, filter_, bias = op.inputs[:3]
+    elements = int(np.prod(editor.shape(source), dtype=np.int64))
+    rows = elements // depth
+    image = editor.add_activation([1, rows, 1, depth], like=source)
+    result = editor.add_activation([1, rows, 1, outputs], like=op.outputs[0])
+    options, inputs = _reshape(editor, source, [1, rows, 1, depth])
+    editor.insert_before(op, "RESHAPE", inputs, [image], options)
+    kernel = editor.add_constant(
+        weights.reshape(outputs, 1, 1, depth), like=filter_, quantization=editor.copy_quantization(filter_)
+    )
+    convolution = flatbuffer.schema().Conv2DOptionsT()
+    convolution.strideW = convolution.strideH = 1
+    convolution.dilationWFactor = convolution.dilationHFactor = 1
+    convolution.fusedActivationFunction = op.builtinOptions.fusedActivationFunction
+    if bias < 0:
+        bias = editor.add_constant(np.zeros(outputs, np.int32), name="bias", quantization=_bias(editor, op))
+    editor.insert_before(op, "CONV_2D", [image, kernel, bias], [result], convolution)
+    _become_reshape(editor, op, result, editor.shape(op.outputs[0]))
+    return "RESHAPE, CONV_2D 1x1, RESHAPE"
+
+
+def _bias(editor: Editor, op: Any) -> Any:
+    quantization = editor.copy_quantization(op.inputs[1])
+    scale = np.asarray(editor.tensor(op.inputs[0]).quantization.scale, np.float32)[0]
+    quantization.scale = np.asarray(quantization.scale, np.float32) * scale
+    quantization.zeroPoint = np.zeros(len(quantization.scale), np.int64)
+    quantization.min = quantization.max = None
+    quantization.quantizedDimension = 0
+    return quantization
+
+
+def merge_reshapes(editor: Editor) -> list[Change]:
+    """Let a RESHAPE of a RESHAPE read the first one's input; `prune` removes the first where nobody else reads it."""
+    changes = []
+    made = {int(op.outputs[0]): op for op in editor.operators("RESHAPE", options=False)}
+    for op in made.values():
+        first = made.get(int(op.inputs[0]))
+        if first is None or not editor.same_quantization(first.inputs[0], op.outputs[0]):
+            continue
+        op.inputs = [int(first.inputs[0]), *op.inputs[1:]]
+        changes.append(Change(kind="merge_reshapes", op=editor.label(op), before="RESHAPE of RESHAPE", after="RESHAPE"))
+    return changes
+
+
 def drop_idle_quantize(editor: Editor) -> list[Change]:
     """Remove QUANTIZE operators between two tensors of the same dtype, scale and zero point."""
     changes = []
@@ -262,24 +369,26 @@ def drop_idle_quantize(editor: Editor) -> list[Change]:
         source, target = op.inputs[0], op.outputs[0]
         if target in editor.graph.outputs or not editor.same_quantization(source, target):
             continue
-        changes.append(Change(kind="drop_quantize", op=editor.label(op), before="QUANTIZE", after="nothing"))
+        changes.append(Change(kind="drop_idle_quantize", op=editor.label(op), before="QUANTIZE", after="nothing"))
         editor.replace_uses(target, source)
         editor.remove(op)
     return changes
 
 
 def lower_versions(editor: Editor) -> list[Change]:
-    """Lower each operator's version to the lowest that has all the features it uses."""
+    """Lower versions that the compiler does not know to the lowest that has all the features the operator uses."""
+    operators = rules.load().operators
     lowered: dict[tuple[str, int, int], str] = {}
     for number, graph in enumerate(flatbuffer.graphs(editor.model)):
-        operators = editor.model.subgraphs[number].operators
+        targets = editor.model.subgraphs[number].operators
         for op in graph.ops:
             needed = minimum_version(graph, op)
-            if needed is not None and needed < op.version:
+            known = operators[op.name].version if op.name in operators else 1
+            if needed is not None and needed < op.version > known:
                 lowered.setdefault((op.name, op.version, needed), graph.tensors[op.outputs[0]].name)
-                editor.set_version(operators[op.index], needed)
+                editor.set_version(targets[op.index], needed)
     return [
-        Change(kind="lower_version", op=name, before=f"{operator} version {before}", after=f"version {after}")
+        Change(kind="lower_versions", op=name, before=f"{operator} version {before}", after=f"version {after}")
         for (operator, before, after), name in lowered.items()
     ]
 
@@ -292,6 +401,7 @@ def prune(editor: Editor) -> list[Change]:
     return changes
 
 
+CLEANUP: tuple[Step, ...] = (merge_reshapes, prune, lower_versions)
 STEPS: tuple[Step, ...] = (
     fix_batch,
     fold_constant_shapes,
@@ -299,11 +409,13 @@ STEPS: tuple[Step, ...] = (
     grouped_to_convolutions,
     split_to_slices,
     to_reshape,
-    matmul_to_fully_connected,
+    dense_to_known,
     drop_idle_quantize,
-    prune,
-    lower_versions,
+    *CLEANUP,
 )
+# Equal in exact arithmetic, but the kernels round in different places: kept only where the golden vectors show no
+# difference. BATCH_MATMUL and FULLY_CONNECTED differ in about one value of 200 by one step.
+TENTATIVE: tuple[Step, ...] = (matmul_to_fully_connected, per_channel_dense)
 
 
 def verify_identical(before: bytes, after: bytes, inputs: Sequence[Sequence[Array]]) -> None:
@@ -311,16 +423,24 @@ def verify_identical(before: bytes, after: bytes, inputs: Sequence[Sequence[Arra
 
     Raises QuantizationError that names the output and the largest difference.
     """
+    found = _differences(before, after, inputs)
+    if found:
+        raise QuantizationError(
+            f"The rewrite for the Edge TPU changes {found[0]}; it must not change a bit.",
+            hint="Build without the rewrite and report the model: this is a fault of edgekit.",
+        )
+
+
+def _differences(before: bytes, after: bytes, inputs: Sequence[Sequence[Array]]) -> list[str]:
+    found = []
     for kernels in ("reference", "xnnpack"):
         first, second = _interpreter(before, kernels), _interpreter(after, kernels)
         for number, values in enumerate(inputs):
             for name, a, b in _compare(first, second, values):
                 if a.shape != b.shape or a.dtype != b.dtype or a.tobytes() != b.tobytes():
-                    raise QuantizationError(
-                        f"The rewrite for the Edge TPU changes output {name!r} on golden input {number} with "
-                        f"{kernels} kernels: {_difference(a, b)}; it must not change a bit.",
-                        hint="Build without the rewrite and report the model: this is a fault of edgekit.",
-                    )
+                    where = f"output {name!r} on golden input {number} with {kernels} kernels"
+                    found.append(f"{where}: {_difference(a, b)}")
+    return found
 
 
 def _compare(first: Any, second: Any, values: Sequence[Array]) -> list[tuple[str, Array, Array]]:

@@ -81,6 +81,11 @@ class Editor:
         """Return a copy of a tensor's quantization parameters."""
         return copy.deepcopy(self.tensor(index).quantization)
 
+    def scales(self, index: int) -> int:
+        """Return the number of a tensor's scales, 0 where it is not quantized."""
+        quantization = self.tensor(index).quantization
+        return 0 if quantization is None or quantization.scale is None else len(quantization.scale)
+
     def same_quantization(self, a: int, b: int) -> bool:
         """Answer whether two tensors store the same numbers for the same values."""
         first, second = self.tensor(a), self.tensor(b)

@@ -260,6 +260,14 @@ def is_compiled(model: Any) -> bool:
     return any(flatbuffer.operator_name(model, op)[2] == CUSTOM_OP for op in operators)
 
 
+def is_compiled_file(path: Path) -> bool:
+    """Tell whether a flatbuffer holds Edge TPU operators, without parsing it."""
+    try:
+        return CUSTOM_OP.encode() in path.read_bytes()
+    except OSError:
+        return False
+
+
 def read(source: Path | bytes, *, name: str | None = None, required: bool = True) -> CompiledModel:
     """Return what a compiled `*_edgetpu.tflite` carries.
 

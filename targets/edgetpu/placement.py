@@ -135,9 +135,8 @@ def _placed(graph: Graph, index: int, refusal: Rule | None, subgraph: int | None
 def _mapped_certainty(graph: Graph, index: int, book: RuleBook) -> str:
     op = graph.ops[index]
     facts = book.operators[op.name]
-    largest = max(
-        graph.tensors[t].elements for t in (*op.inputs, *op.outputs) if t >= 0 and not graph.tensors[t].is_constant
-    )
+    tensors = (graph.tensors[t] for t in (*op.inputs, *op.outputs) if t >= 0)
+    largest = max((tensor.elements for tensor in tensors if not tensor.is_constant), default=0)
     # Size limits exist that nobody wrote down, so far beyond the largest seen is a guess even where documented.
     if facts.elements and largest > 4 * facts.elements:
         return "extrapolated"

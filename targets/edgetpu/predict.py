@@ -91,9 +91,7 @@ def predict_program(
         placement=placed,
         memory=parameters,
         activations=used,
-        latency_ms=predict_latency(
-            graph, placed.mapped, parameters, invocations=placed.subgraphs, hosts=hosts
-        ),
+        latency_ms=predict_latency(graph, placed.mapped, parameters, invocations=placed.subgraphs, hosts=hosts),
         findings=(*refusals(graph, subgraphs=len(loaded.subgraphs)), *_advice(graph, placed, parameters, used)),
     )
 

@@ -189,12 +189,14 @@ def _shuffled_weights(case: Case, _: Parameters) -> bool:
 def _splits_first_axis(case: Case, _: Parameters) -> bool:
     axis = case.constant(0)
     rank = len(case.source().shape)
-    return axis is not None and len(case.op.outputs) > 1 and rank > 1 and int(axis.reshape(-1)[0]) % rank == 0
+    return (
+        axis is not None and axis.size == 1 and len(case.op.outputs) > 1 and rank > 1 and int(axis.item()) % rank == 0
+    )
 
 
 def _pads_batch(case: Case, _: Parameters) -> bool:
     pads = case.constant(1)
-    return pads is not None and len(pads) >= 4 and bool(np.any(pads[:-3]))
+    return pads is not None and pads.ndim == 2 and len(pads) >= 4 and bool(np.any(pads[:-3]))
 
 
 def _axes(case: Case) -> set[int]:
@@ -222,9 +224,8 @@ def _stride_not_one(case: Case, _: Parameters) -> bool:
 
 def _uneven_dilation(case: Case, _: Parameters) -> bool:
     across, down = case.op.option("dilationWFactor", 1), case.op.option("dilationHFactor", 1)
-    height, width = case.input(1).shape[1:3]
     # A dilation along an axis where the kernel is 1 long changes nothing.
-    return across != down and height > 1 and width > 1
+    return across != down and all(side > 1 for side in case.input(1).shape[1:3])
 
 
 def _last_axis_above(case: Case, parameters: Parameters) -> bool:
@@ -252,7 +253,7 @@ def _larger_than_all_tiles(case: Case, _: Parameters) -> bool:
 
 
 def _sizes(case: Case) -> list[tuple[int, int]]:
-    return list(zip(case.source().shape[-3:-1], case.outputs()[0].shape[-3:-1], strict=True))
+    return list(zip(case.source().shape[-3:-1], case.outputs()[0].shape[-3:-1], strict=False))
 
 
 def _resizes_single_pixel(case: Case, _: Parameters) -> bool:

@@ -143,9 +143,7 @@ def _placement_details(operators: tuple[Operator, ...], said: Mapping[str, Any],
 
 def _compiled(base: Inspection, path: Path) -> Inspection:
     compiled = package.read(path)
-    operators = tuple(
-        replace(o, place=ON_CHIP) if o.op == package.CUSTOM_OP else o for o in base.operators
-    )
+    operators = tuple(replace(o, place=ON_CHIP) if o.op == package.CUSTOM_OP else o for o in base.operators)
     left = ", ".join(sorted(set(compiled.cpu_operators)))
     said = {
         "subgraphs": compiled.subgraphs,
@@ -154,7 +152,8 @@ def _compiled(base: Inspection, path: Path) -> Inspection:
     }
     details = {
         **said,
-        "compiled": True,
+        "mode": "compiled",
+        "placement": _placement_details(operators, said, "compiled"),
         "min_runtime_version": compiled.min_runtime_version,
         "cpu_operators": list(compiled.cpu_operators),
         "scratch_bytes": compiled.scratch_bytes,

@@ -22,10 +22,13 @@ CONTRACT_METHOD = "edgekit_signature"
 class Delegation:
     """What became of the operators of one method: counts by operator, as `get_delegation_info` has them.
 
+    `getitem` is left out of both: it picks one of several results and needs no kernel. `inside` and `outside` count it.
     `reasons` maps an operator that stayed on portable kernels to the words of the delegate, where it gave any.
     """
 
     subgraphs: int
+    inside: int
+    outside: int
     delegated: Mapping[str, int] = field(default_factory=dict)
     portable: Mapping[str, int] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -33,8 +36,8 @@ class Delegation:
     @property
     def share(self) -> float:
         """Delegated operators of all operators, 0 to 1."""
-        inside, outside = sum(self.delegated.values()), sum(self.portable.values())
-        return inside / (inside + outside) if inside + outside else 0.0
+        taken, left = sum(self.delegated.values()), sum(self.portable.values())
+        return taken / (taken + left) if taken + left else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,7 @@ def lower(
     """Lower each method by the delegates in order. Raises ConversionError with the operator that has no way."""
     from executorch.exir import ExecutorchBackendConfig
 
+    register_quantized_kernels()
     try:
         with _listening() as heard:
             edge = _edge(programs, delegates, options, recipe, contract)
@@ -62,6 +66,11 @@ def lower(
     except Exception as error:  # each backend raises its own
         raise _cannot_lower(error, delegates) from error
     return Lowered(program=bytes(made.buffer), delegations=delegations, record=_record(made))
+
+
+def register_quantized_kernels() -> None:
+    """Make the kernels of quantize and dequantize known; without them ExecuTorch finds no out variants of them."""
+    import executorch.kernels.quantized  # noqa: F401
 
 
 def _record(made: Any) -> Any:
@@ -110,7 +119,8 @@ class _Listener(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         node, reason = getattr(record.msg, "node", None), getattr(record.msg, "reason", "")
         if node is not None and reason:
-            self.reasons.setdefault(_operator(str(node)), str(reason).strip())
+            # The last partitioner's word counts: the first of two may only say that the node is the other's.
+            self.reasons[_operator(str(node))] = str(reason).strip()
 
 
 @contextlib.contextmanager
@@ -138,10 +148,12 @@ def _delegation(program: Any, heard: Mapping[str, str]) -> Delegation:
     from executorch.devtools.backend_debug import get_delegation_info
 
     info = get_delegation_info(program.graph_module)
-    rows = sorted(info.delegation_by_operator.items())
+    rows = sorted((name, row) for name, row in info.delegation_by_operator.items() if name != "getitem")
     portable = {name: row.non_delegated for name, row in rows if row.non_delegated}
     return Delegation(
         subgraphs=info.num_delegated_subgraphs,
+        inside=info.num_delegated_nodes,
+        outside=info.num_non_delegated_nodes,
         delegated={name: row.delegated for name, row in rows if row.delegated},
         portable=portable,
         reasons={name: heard[name] for name in portable if name in heard},
@@ -177,6 +189,8 @@ def total(delegations: Mapping[str, Delegation]) -> Delegation:
         reasons.update(one.reasons)
     return Delegation(
         subgraphs=sum(d.subgraphs for d in delegations.values()),
+        inside=sum(d.inside for d in delegations.values()),
+        outside=sum(d.outside for d in delegations.values()),
         delegated=dict(inside),
         portable=dict(outside),
         reasons=reasons,

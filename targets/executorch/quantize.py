@@ -223,7 +223,9 @@ def _ends(graph: Any, signature: Signature, recipe: Recipe) -> tuple[Signature, 
     if recipe.scheme != "int8" or recipe.io == "float32":
         return signature, []
     if recipe.io == "uint8":
-        raise QuantizationError("ExecuTorch has int8 or float32 ends, not uint8.", hint="Use --io int8 or --io float32.")
+        raise QuantizationError(
+            "ExecuTorch has int8 or float32 ends, not uint8.", hint="Use --io int8 or --io float32."
+        )
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
     inputs = [_input_end(graph, n, t) for n, t in zip(placeholders, signature.inputs, strict=True)]
     outputs = _output_ends(graph, signature.outputs)

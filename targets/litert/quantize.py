@@ -62,7 +62,7 @@ def quantize(
     program = flatbuffer.dump(model)
     ranges = None
     if recipe.needs_calibration and samples is not None:
-        estimator = estimators.estimator(recipe.estimator)
+        estimator = estimators.for_recipe(recipe)
         ranges = calibrate.collect(program, samples, estimator, threads=threads, progress=progress)
         repair.lift_dead_channels(model, ranges, 32767 if recipe.scheme == "int8x16" else 255)
         program = flatbuffer.dump(model)

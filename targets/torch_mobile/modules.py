@@ -171,6 +171,30 @@ def _function(where: str, *names: str, **fixed: Any) -> Callable[[Builder, Any, 
     return make
 
 
+def _fixed(where: str) -> Callable[[Builder, Any, Bound], Any]:
+    """As `_function`, for operators of a fixed output range: None where the input is not quantized already.
+
+    FX would quantize a float input with the range of the output.
+    """
+    plain = _function(where, "self")
+
+    def make(b: Builder, node: Any, a: Bound) -> Any:
+        import torch
+
+        held = b.value(a["self"])
+        if held.op == "call_module":
+            inner = b.root.get_submodule(held.target)
+            known = (torch.nn.modules.conv._ConvNd, torch.nn.modules.batchnorm._BatchNorm, torch.nn.Linear)
+            return plain(b, node, a) if isinstance(inner, known) else None
+        return plain(b, node, a) if held.target in (operator.add, operator.mul) else None
+
+    return make
+
+
+def _reshape(b: Builder, node: Any, a: Bound) -> Any:
+    return b.graph.call_method("reshape", (b.value(a["self"]), b.value(a["size" if "size" in a else "shape"])))
+
+
 def _pool(where: str, *names: str) -> Callable[[Builder, Any, Bound], Any]:
     """As `_function`; an empty stride of the schema means the kernel's size."""
     plain = _function(where, *names)
@@ -181,14 +205,24 @@ def _pool(where: str, *names: str) -> Callable[[Builder, Any, Bound], Any]:
     return make
 
 
-def _hardtanh(b: Builder, node: Any, a: Bound) -> Any:
+def _relu6(b: Builder, node: Any, a: Bound) -> Any:
+    """Return a ReLU6; where `builder.saturate` is set a ReLU, whose quantized output is to saturate at 6.
+
+    The qnnpack kernels of clamp, hardtanh and ReLU6 give wrong results for tensors that are channels-last in memory, as
+    those of quantized convolutions are (seen with PyTorch 2.13: outputs near 0 instead of 6). What cannot saturate gets
+    a copy in plain order first.
+    """
     import torch
 
-    if (a.get("min_val", 0), a.get("max_val", 6)) == (0, 6):
-        return b.module(node.name, torch.nn.ReLU6(), b.value(a["self"]))
-    return b.graph.call_function(
-        torch.nn.functional.hardtanh, (b.value(a["self"]),), {"min_val": a["min_val"], "max_val": a["max_val"]}
-    )
+    if (a.get("min_val", 0), a.get("max_val", 6)) != (0, 6):
+        return None
+    held = b.value(a["self"])
+    if not b.saturate:
+        return b.module(node.name, torch.nn.ReLU6(), held)
+    if node.name in b.clamped:
+        return b.module(node.name, torch.nn.ReLU6(), b.graph.call_method("contiguous", (held,)))
+    b.saturating.append(node.name)
+    return b.module(node.name, torch.nn.ReLU(), held)
 
 
 def _relu(b: Builder, node: Any, a: Bound) -> Any:
@@ -238,15 +272,17 @@ _TABLE: Mapping[str, Callable[[Builder, Any, Bound], Any]] = {
     "aten.mul.Tensor": _binary(operator.mul),
     "aten.cat.default": _function("torch.cat", "tensors", "dim"),
     "aten.relu.default": _relu,
-    "aten.relu6.default": _hardtanh,
-    "aten.hardtanh.default": _hardtanh,
+    "aten.relu6.default": _relu6,
+    "aten.hardtanh.default": _relu6,
     "aten.hardswish.default": _function("F.hardswish", "self"),
-    "aten.hardsigmoid.default": _function("F.hardsigmoid", "self"),
+    "aten.hardsigmoid.default": _fixed("F.hardsigmoid"),
     "aten.leaky_relu.default": _function("F.leaky_relu", "self", "negative_slope"),
     "aten.elu.default": _function("F.elu", "self", "alpha"),
-    "aten.sigmoid.default": _function("torch.sigmoid", "self"),
-    "aten.tanh.default": _function("torch.tanh", "self"),
-    "aten.max_pool2d.default": _pool("F.max_pool2d", "self", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "aten.sigmoid.default": _fixed("torch.sigmoid"),
+    "aten.tanh.default": _fixed("torch.tanh"),
+    "aten.max_pool2d.default": _pool(
+        "F.max_pool2d", "self", "kernel_size", "stride", "padding", "dilation", "ceil_mode"
+    ),
     "aten.avg_pool2d.default": _pool(
         "F.avg_pool2d", "self", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"
     ),
@@ -259,8 +295,8 @@ _TABLE: Mapping[str, Callable[[Builder, Any, Bound], Any]] = {
     "aten.transpose.int": _function("torch.transpose", "self", "dim0", "dim1"),
     "aten.unsqueeze.default": _function("torch.unsqueeze", "self", "dim"),
     "aten.squeeze.dim": _function("torch.squeeze", "self", "dim"),
-    "aten.view.default": _function("torch.reshape", "self", "size"),
-    "aten.reshape.default": _function("torch.reshape", "self", "shape"),
+    "aten.view.default": _reshape,
+    "aten.reshape.default": _reshape,
     "aten.dropout.default": _same,
     "aten.clone.default": _same,
 }

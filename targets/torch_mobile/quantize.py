@@ -14,8 +14,8 @@ from edge.errors import DataError, QuantizationError, ToolError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.targets.torch_common import first_line, quiet
-from edge.targets.torch_mobile import branches
-from edge.targets.torch_mobile.rebuild import Rebuilt
+from edge.targets.torch_mobile import branches, saturation
+from edge.targets.torch_mobile.rebuild import Rebuilt, rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,24 +90,22 @@ def _float_convolutions(count: int) -> Finding:
 
 
 def static(
-    rebuilt: Rebuilt, recipe: Recipe, calibrate: Callable[[], Iterable[Sequence[Any]]], progress: Progress
+    program: Any, recipe: Recipe, calibrate: Callable[[], Iterable[Sequence[Any]]], progress: Progress
 ) -> Quantized:
-    """Quantize weights and activations to 8 bits with ranges by the recipe's estimator.
+    """Quantize weights and activations of an ExportedProgram to 8 bits with ranges by the recipe's estimator.
 
     `calibrate` yields the input tensors of each calibration sample anew at every call. Weights are symmetric int8, per
     output channel but for transposed convolutions; activations affine uint8. Recurrent layers get the dynamic form.
     Raises QuantizationError, DataError for NaN.
     """
     import torch
-    from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
-    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+    from torch.ao.quantization.quantize_fx import convert_fx
 
     example = next(iter(calibrate()), None)
     if example is None:
         raise DataError("The calibration data has no samples.", hint="Give representative samples with --calibration.")
-    custom = PrepareCustomConfig().set_non_traceable_module_classes([branches.opaque()])
     with engine(), quiet(), torch.no_grad():
-        prepared = prepare_fx(rebuilt.module, _mapping(recipe), tuple(example), prepare_custom_config=custom)
+        rebuilt, prepared = _prepared(program, recipe, tuple(example))
         samples = _observe(prepared, estimators.estimator(recipe.estimator), calibrate, progress)
         progress("quantizing", None)
         try:
@@ -118,6 +116,25 @@ def static(
                 hint="Keep the operator named here float with an override of the recipe.",
             ) from error
     return _static_result(rebuilt, recipe, module, samples)
+
+
+def _prepared(program: Any, recipe: Recipe, example: tuple[Any, ...]) -> tuple[Rebuilt, Any]:
+    """Return the rebuilt module and its form with observers, where every saturating ReLU ends in an observer that clamps."""
+    from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    custom = PrepareCustomConfig().set_non_traceable_module_classes([branches.opaque()])
+    clamped: set[str] = set()
+    while True:
+        rebuilt = rebuild(program, recipe.overrides, saturate=True, clamped=clamped)
+        before = rebuilt.module.graph
+        prepared = prepare_fx(rebuilt.module, _mapping(recipe), example, prepare_custom_config=custom)
+        ends, unable = saturation.observers(before, prepared, rebuilt.saturating)
+        if not unable:
+            for end in ends:
+                end.register_forward_pre_hook(saturation.clamp)
+            return rebuilt, prepared
+        clamped |= unable
 
 
 def _mapping(recipe: Recipe) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,32 +20,43 @@ _REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 class Rebuilt:
     """A module of flat tensors to a tuple of tensors.
 
-    `matched` are the overrides that matched an operator, `branches` counts conditions and loops.
+    `matched` are the overrides that matched an operator, `branches` counts conditions and loops, `saturating` names the
+    ReLU whose quantized output has to end at 6.
     """
 
     module: Any
     matched: frozenset[Override]
     branches: int
+    saturating: tuple[str, ...] = ()
 
 
-def rebuild(program: Any, overrides: Sequence[Override] = ()) -> Rebuilt:
+def rebuild(
+    program: Any, overrides: Sequence[Override] = (), *, saturate: bool = False, clamped: Collection[str] = ()
+) -> Rebuilt:
     """Rebuild an ExportedProgram; operators that an override keeps float stay ATen functions.
 
-    Raises ConversionError for control flow that TorchScript cannot hold.
+    `saturate` makes ReLU of ReLU6, but for those named in `clamped`, to be quantized to at most 6. Raises ConversionError for control flow that TorchScript cannot hold.
     """
     from edge.targets.torch_common import quiet
 
     with quiet():
         # Without decompositions this only removes in-place operators, which quantization would separate.
         graph_module = program.run_decompositions({}).module(check_guards=False)
-        builder = Builder(graph_module, overrides)
-        return Rebuilt(module=builder.build(), matched=frozenset(builder.matched), branches=builder.branches)
+        builder = Builder(graph_module, overrides, saturate=saturate, clamped=clamped)
+        return Rebuilt(
+            module=builder.build(),
+            matched=frozenset(builder.matched),
+            branches=builder.branches,
+            saturating=tuple(builder.saturating),
+        )
 
 
 class Builder:
     """Copies one graph node by node into a new one; `env` maps each old node to the new value."""
 
-    def __init__(self, source: Any, overrides: Sequence[Override]) -> None:
+    def __init__(
+        self, source: Any, overrides: Sequence[Override], *, saturate: bool = False, clamped: Collection[str] = ()
+    ) -> None:
         import torch
 
         self.source = source
@@ -55,6 +66,8 @@ class Builder:
         self.env: dict[Any, Any] = {}
         self.matched: set[Override] = set()
         self.branches = 0
+        self.saturate, self.clamped = saturate, clamped
+        self.saturating: list[str] = []
 
     def build(self) -> Any:
         """Return the GraphModule."""

@@ -1,0 +1,160 @@
+"""Read a `.pte` without running it: methods, instructions, backends and operators that it needs, memory, signature."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge.errors import MissingPackageError, SourceError
+from edge.signature import Signature, TensorSpec
+from edge.targets.executorch import carrier
+from edge.targets.executorch.lower import CONTRACT_METHOD
+
+_MAGIC = (b"ET12", b"ET13")
+# Names of the flatbuffer's scalar types (PyTorch's numbering) as edgekit's dtypes.
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "CHAR": "int8",
+    "BYTE": "uint8",
+    "SHORT": "int16",
+    "INT": "int32",
+    "LONG": "int64",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One instruction: a kernel (`aten::mean.out`) with place `portable`, or a subgraph with the backend's id."""
+
+    method: str
+    index: int
+    name: str
+    backend: str | None
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a `.pte` says of itself. Sizes in bytes; `planned` per method: the activations' arenas."""
+
+    methods: tuple[str, ...]
+    calls: tuple[Call, ...]
+    backends: tuple[str, ...]
+    operators: tuple[str, ...]
+    parameter_bytes: int
+    planned: dict[str, int]
+    signature: Signature | None
+    own_contract: bool
+
+
+def read(path: Path) -> View:
+    """Return the view of a file. Raises SourceError for what is no valid program."""
+    try:
+        return parse(path.read_bytes(), str(path))
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def parse(data: bytes, name: str = "The program") -> View:
+    """Return the view of a program's bytes. Raises SourceError, MissingPackageError."""
+    if data[4:8] not in _MAGIC:
+        raise SourceError(f"{name} is no ExecuTorch program.", hint="A .pte file has ET12 at byte 4.")
+    try:
+        from executorch.exir._serialize._program import deserialize_pte_binary
+    except ImportError as error:
+        raise MissingPackageError(
+            "Reading a .pte file needs the package executorch, which is not installed.",
+            hint="pip install 'edgekit[executorch]'",
+        ) from error
+    try:
+        return _view(deserialize_pte_binary(data))
+    except SourceError:
+        raise
+    except Exception as error:  # the deserialiser trusts its input: damage shows as any error
+        raise SourceError(
+            f"{name} is damaged: {type(error).__name__}: {str(error)[:200]}", hint="Build or download it again."
+        ) from error
+
+
+def _view(file: Any) -> View:
+    plans = {plan.name: plan for plan in file.program.execution_plan}
+    methods = tuple(name for name in plans if name != CONTRACT_METHOD)
+    calls = tuple(call for name in methods for call in _calls(plans[name]))
+    contract = _contract(plans.get(CONTRACT_METHOD))
+    main = plans.get("forward") or (plans[methods[0]] if methods else None)
+    found = _by_position(main) if main is not None else None
+    if contract is not None and found is not None:
+        _check(contract, found)
+    return View(
+        methods=methods,
+        calls=calls,
+        backends=tuple(sorted({c.backend for c in calls if c.backend})),
+        operators=tuple(sorted({c.name for c in calls if not c.backend})),
+        parameter_bytes=_parameter_bytes(file),
+        planned={name: sum(plans[name].non_const_buffer_sizes[1:]) for name in methods},
+        signature=contract or found,
+        own_contract=contract is not None,
+    )
+
+
+def _calls(plan: Any) -> Iterator[Call]:
+    index = 0
+    for chain in plan.chains:
+        for instruction in chain.instructions:
+            call = instruction.instr_args
+            kind = type(call).__name__
+            if kind == "KernelCall":
+                operator = plan.operators[call.op_index]
+                name = f"{operator.name}.{operator.overload}" if operator.overload else operator.name
+                yield Call(method=plan.name, index=index, name=name, backend=None, values=tuple(call.args))
+            elif kind == "DelegateCall":
+                backend = plan.delegates[call.delegate_index].id
+                yield Call(method=plan.name, index=index, name=backend, backend=backend, values=tuple(call.args))
+            else:
+                continue  # moves, jumps and frees need nothing linked
+            index += 1
+
+
+def _contract(plan: Any) -> Signature | None:
+    if plan is None or not plan.outputs:
+        return None
+    text = getattr(plan.values[plan.outputs[0]].val, "string_val", None)
+    return carrier.contract_of(text) if isinstance(text, str) else None
+
+
+def _by_position(plan: Any) -> Signature | None:
+    sides = [
+        tuple(_spec(f"{prefix}_{i}", plan.values[v].val) for i, v in enumerate(getattr(plan, f"{prefix}s")))
+        for prefix in ("input", "output")
+    ]
+    if not all(sides) or any(t is None for side in sides for t in side):
+        return None
+    inputs, outputs = ([t for t in side if t is not None] for side in sides)
+    return Signature(inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+def _spec(name: str, value: Any) -> TensorSpec | None:
+    dtype = _DTYPES.get(getattr(getattr(value, "scalar_type", None), "name", ""))
+    return TensorSpec(name=name, shape=tuple(value.sizes), dtype=dtype) if dtype else None
+
+
+def _check(contract: Signature, found: Signature) -> None:
+    for wanted, got in ((contract.inputs, found.inputs), (contract.outputs, found.outputs)):
+        if [(t.dtype, len(t.shape)) for t in wanted] != [(t.dtype, len(t.shape)) for t in got]:
+            raise SourceError(
+                f"The program's own signature says {', '.join(map(str, wanted))}; its method takes or gives "
+                f"{', '.join(map(str, got))}.",
+                hint="Build the program again.",
+            )
+
+
+def _parameter_bytes(file: Any) -> int:
+    program = file.program
+    constants = sum(len(b.storage) for b in program.constant_buffer)
+    inline = sum(len(d.data) for d in program.backend_delegate_data)
+    named = sum(len(b) for b in file.named_data.buffers) if file.named_data else 0
+    return int(constants + inline + named)

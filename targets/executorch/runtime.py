@@ -1,0 +1,177 @@
+"""The ExecuTorch runtime: quantize, lower, inspect and run `.pte` programs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge.calibration.recipe import Recipe
+from edge.errors import ConfigError, MissingPackageError, QuantizationError
+from edge.findings import Finding
+from edge.isolate import Progress
+from edge.signature import Signature
+from edge.targets.base import Carrier, Inspection, Model, Program, Session, Target
+from edge.targets.executorch import carrier, delegates, inspect, lower, program, session
+from edge.targets.executorch import quantize as quantizing
+from edge.targets.executorch.quantize import Quantized
+
+if TYPE_CHECKING:
+    from edge.calibration.data import Dataset
+    from edge.targets.executorch.delegates import Delegate
+
+_FILE = "model.pte"
+_OPTIONS = "executorch"
+
+
+class ExecuTorch:
+    """`edge.targets.base.Runtime` for ExecuTorch: float ExportedProgram in, lowered program out.
+
+    `target.options["executorch"]` has `delegates` (names in order), `min_delegated` (0 to 1), and a table per delegate.
+    """
+
+    name = "executorch"
+    carrier: Carrier = "exported"
+    suffix = ".pte"
+    recipes: tuple[str, ...] = ("float32", "float16", "dynamic", "dynamic-4", "weight-only", "int8")
+    kernel_sets: tuple[str, ...] = session.KERNEL_SETS
+
+    def build(
+        self, model: Model, recipe: Recipe, target: Target, samples: Dataset | None, workdir: Path, progress: Progress
+    ) -> Program:
+        """Write the program below `workdir`, and the last form that this host runs where it cannot run the program.
+
+        Raises QuantizationError where the recipe cannot be applied, ConversionError where lowering fails, DataError for
+        calibration data that cannot be used, ConfigError and MissingPackageError for delegates.
+        """
+        if model.carrier != self.carrier:
+            raise QuantizationError(f"ExecuTorch builds from the exported carrier, not from {model.carrier}.")
+        _need_executorch()
+        options = _options(target)
+        chain = delegates.chosen(options)
+        exported, _ = carrier.load(model.path)
+        carrier.renamed(carrier.unnamed(exported), model.signature)
+        own = options.get(chain[0].name, {})
+        made = quantizing.quantize(exported, model.signature, recipe, chain[0], own, samples, progress)
+        progress(f"lowering for {', '.join(d.name for d in chain)}", None)
+        programs = {"forward": made.program, **methods_beside(model.path)}
+        lowered = lower.lower(programs, chain, options, recipe, carrier.contract_text(made.signature))
+        path = workdir / _FILE
+        path.write_bytes(lowered.program)
+        return _program(path, made, lowered, chain, recipe, options)
+
+    def inspect(self, path: Path, target: Target | None, options: Mapping[str, Any]) -> Inspection:  # noqa: ARG002
+        """Read the program's instructions, memory and needs."""
+        return inspect.inspect_program(path, options)
+
+    def open(self, path: Path, *, kernels: str, threads: int) -> Session:
+        """Load the program. Raises SourceError for a damaged file, UsageError for an unknown kernel set."""
+        return session.open_program(path, kernels=kernels, threads=threads)
+
+    def open_carrier(self, path: Path) -> Session:
+        """Run the float carrier in torch. Raises SourceError."""
+        return carrier.ExportedSession(*carrier.load(path))
+
+
+def _need_executorch() -> None:
+    try:
+        import executorch.exir  # noqa: F401
+    except ImportError as error:
+        raise MissingPackageError(
+            f"Building a .pte needs the package executorch, which cannot be imported: {error}.",
+            hint="pip install 'edgekit[executorch]'",
+        ) from error
+
+
+def _options(target: Target) -> Mapping[str, Any]:
+    options = target.options.get(_OPTIONS, {})
+    least = options.get("min_delegated")
+    if least is not None and not (isinstance(least, (int, float)) and 0 <= least <= 1):
+        raise ConfigError(f"options.executorch.min_delegated is {least!r}; accepted: a share from 0 to 1.")
+    return dict(options)
+
+
+def methods_beside(path: Path) -> dict[str, Any]:
+    """Return further methods of a carrier: `carrier.encode.pt2` beside `carrier.pt2` is the method `encode`."""
+    others = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    return {
+        other.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix): carrier.load(other)[0] for other in others
+    }
+
+
+def _program(
+    path: Path,
+    made: Quantized,
+    lowered: lower.Lowered,
+    chain: tuple[Delegate, ...],
+    recipe: Recipe,
+    options: Mapping[str, Any],
+) -> Program:
+    view = program.read(path)
+    found = lower.total(lowered.delegations)
+    names = ", ".join(d.name for d in chain)
+    findings = [*made.findings, *inspect.delegation_findings(found, names, options.get("min_delegated"))]
+    lacking = session.absent(view.backends, view.operators)
+    extra: tuple[Path, ...] = ()
+    if lacking:
+        extra = (path.with_name(session.EMULATED_FILE),)
+        carrier.save(made.program, made.signature, extra[0])
+        findings.append(session.not_run_finding(lacking))
+    findings += _notes(recipe, chain, len(lowered.delegations))
+    return Program(
+        path=path,
+        signature=made.signature,
+        recipe=recipe,
+        quantizer="none" if recipe.scheme in ("float32", "float16") else "torchao pt2e",
+        tools=_tools(chain),
+        extra_files=extra,
+        findings=tuple(findings),
+        details={
+            "delegates": [d.name for d in chain],
+            "delegation": inspect.delegation_details(found),
+            "requires": inspect.requires(view),
+            "not_run": list(lacking),
+            "calibration_samples": made.ranges.samples if made.ranges else 0,
+            "dynamic": _dynamic(made.signature),
+        },
+    )
+
+
+def _dynamic(signature: Signature) -> list[str]:
+    return [str(t) for t in (*signature.inputs, *signature.outputs) if -1 in t.shape]
+
+
+def _notes(recipe: Recipe, chain: tuple[Delegate, ...], methods: int) -> list[Finding]:
+    made = []
+    if recipe.scheme == "float16" and chain[0].half:
+        made.append(
+            Finding(
+                rule="HALF_WEIGHTS_KEPT_FLOAT",
+                severity="info",
+                message="XNNPACK computes in float16, but keeps convolution weights as float32 in the file.",
+                fix="Use int8 or dynamic for a smaller file.",
+            )
+        )
+    if methods > 1 and recipe.scheme not in ("float32",):
+        made.append(
+            Finding(
+                rule="METHODS_KEPT_FLOAT",
+                severity="info",
+                message=f"The recipe {recipe.name} quantizes the method forward; {methods - 1} other(s) stay float.",
+            )
+        )
+    return made
+
+
+def _tools(chain: tuple[Delegate, ...]) -> dict[str, str]:
+    packages = ["executorch", "torch", "torchao"]
+    packages += ["coremltools"] if any(d.name == "coreml" for d in chain) else []
+    packages += ["ethos-u-vela"] if any(d.name == "ethos-u" for d in chain) else []
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
