@@ -19,7 +19,7 @@ _PER_TENSOR, _EQUALIZED, _CORRECTED = "per-tensor", "equalized", "corrected"
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """Another treatment of some operators: `tensor` is a regular expression over output tensor names, `operator` a type.
+    """Another treatment of operators: `tensor` is a regular expression over output tensor names, `operator` a type.
 
     `scheme` is `float32` (keep float) or one that the runtime takes. Later overrides win.
     """

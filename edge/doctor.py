@@ -39,7 +39,7 @@ class Check:
 
 def _numbers(version: str) -> tuple[int, ...]:
     parts = []
-    for part in version.split("+")[0].split(".")[:3]:
+    for part in version.split("+", maxsplit=1)[0].split(".")[:3]:
         digits = "".join(ch for ch in part if ch.isdigit())
         parts.append(int(digits or 0))
     return tuple(parts)

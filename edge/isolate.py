@@ -51,19 +51,6 @@ def default_memory_limit() -> int:
     return max(32 * 2**30, 2 * ram)
 
 
-def _limit_resources(memory_bytes: int) -> Callable[[], None]:
-    def apply() -> None:
-        import resource
-
-        # A hard limit below ours may be in force already (containers): then that one stays.
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-    return apply
-
-
 def _environment(progress_fd: int) -> dict[str, str]:
     quiet = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -97,7 +84,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _started(command: list[str], log: Path, progress: Progress, memory_bytes: int) -> Iterator[subprocess.Popen[bytes]]:
+def _started(command: list[str], log: Path, progress: Progress) -> Iterator[subprocess.Popen[bytes]]:
     read_fd, write_fd = os.pipe()
     try:
         with log.open("wb") as output:
@@ -109,7 +96,6 @@ def _started(command: list[str], log: Path, progress: Progress, memory_bytes: in
                 env=_environment(write_fd),
                 pass_fds=(write_fd,),
                 start_new_session=True,
-                preexec_fn=_limit_resources(memory_bytes),
             )
     except BaseException:
         os.close(read_fd)
@@ -145,9 +131,10 @@ def call(
     answered.unlink(missing_ok=True)
     asked.write_text(json.dumps(request), encoding="utf-8")
     # -P: a module in the user's folder must not shadow one of a framework.
-    command = [sys.executable, "-P", "-m", "edge.isolate_worker", stage, str(asked), str(answered)]
+    limit = str(memory_bytes or default_memory_limit())
+    command = [sys.executable, "-P", "-m", "edge.isolate_worker", stage, str(asked), str(answered), limit]
     deadline = time.monotonic() + timeout_s
-    with _started(command, log, progress, memory_bytes or default_memory_limit()) as process:
+    with _started(command, log, progress) as process:
         try:
             code = process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -19,7 +20,8 @@ def _progress() -> Progress:
     if not number:
         return no_progress
     stream = os.fdopen(int(number), "w", encoding="utf-8", buffering=1)
-    os.set_inheritable(int(number), False)  # noqa: FBT003 - grandchildren must not keep the pipe open
+    # Grandchildren must not keep the pipe open.
+    os.set_inheritable(int(number), False)
 
     def report(text: str, share: float | None = None) -> None:
         stream.write(json.dumps({"text": text, "share": share}) + "\n")
@@ -37,14 +39,25 @@ def _describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("edge."):
         return errors.MissingPackageError(
             f"The Python package {error.name!r} is needed and not installed.",
-            hint="Install the extra that brings it: pip install 'edgekit[all]'; `edgekit doctor` shows what is missing.",
+            hint="Install the extra that brings it: pip install 'edgekit[all]'; see `edgekit doctor`.",
         ).to_json()
     first = next((line for line in str(error).splitlines() if line.strip()), "no message")
     return errors.ToolError(f"{type(error).__name__}: {first.strip()[:500]}").to_json()
 
 
-def main(stage: str, asked: str, answered: str) -> int:
+def _limit_resources(memory_bytes: int) -> None:
+    import resource
+
+    # A hard limit below ours may be in force already (containers): then that one stays.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main(stage: str, asked: str, answered: str, memory_bytes: str) -> int:
     """Run `stage` on the request file and write the answer file, whole or not at all."""
+    _limit_resources(int(memory_bytes))
     progress = _progress()
     module, _, function = stage.partition(":")
     answer: dict[str, Any]
@@ -64,7 +77,7 @@ def main(stage: str, asked: str, answered: str) -> int:
 
 
 if __name__ == "__main__":
-    exit_code = main(*sys.argv[1:4])
+    exit_code = main(*sys.argv[1:5])
     # Some frameworks crash while the interpreter shuts down; the answer is already on disk.
     sys.stderr.flush()
     os._exit(exit_code)

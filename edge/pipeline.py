@@ -504,6 +504,6 @@ def _checked(
             max_latency_ms=m.budgets.get("max_latency_ms"),
             max_size_bytes=int(m.budgets["max_size_bytes"]) if "max_size_bytes" in m.budgets else None,
         ),
-        **{k: v for k, v in budgets.as_dict().items()},  # type: ignore[arg-type]
+        **budgets.as_dict(),  # type: ignore[arg-type]
     )
     return replace(opened, manifest=verdict.judge(manifest, merged, target, size))

@@ -77,10 +77,8 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 
 def parse_share(text: str | float) -> float:
     """Return a fraction: `1%` and `0.01` are both 0.01; raise ValueError."""
-    if isinstance(text, str) and text.strip().endswith("%"):
-        value = float(text.strip()[:-1]) / 100
-    else:
-        value = float(text)
+    raw = str(text).strip()
+    value = float(raw[:-1]) / 100 if raw.endswith("%") else float(raw)
     if not 0 <= value <= 1:
         raise ValueError(f"{text!r}; accepted: a share such as 1% or 0.01")
     return value
@@ -113,7 +111,7 @@ def _with_unit(text: str | float, units: Mapping[str, float], accepted: str) -> 
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return input name (or position) and shape of `image=1,3,32,32`; a bare `1,3,32,32` is input `0`; raise ValueError."""
+    """Return name (or position) and shape of `image=1,3,32,32`; a bare `1,3,32,32` is input `0`; raise ValueError."""
     name, equals, numbers = text.rpartition("=")
     try:
         shape = tuple(int(n) for n in numbers.replace("x", ",").split(","))
@@ -326,7 +324,7 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 
 def preprocess(value: Any) -> Preprocess:
-    """Return the Preprocess of a table of edgekit.toml or of a text such as `scale=1/255`; raise ValueError, ConfigError."""
+    """Return the Preprocess of a table or a text such as `scale=1/255`; raise ValueError, ConfigError."""
     if isinstance(value, str):
         from edge.preprocess import parse_preprocess
 

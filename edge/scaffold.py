@@ -47,7 +47,7 @@ def write(
 
 
 def _relative(source: str, output: Path) -> str:
-    if os.path.isabs(source):
+    if Path(source).is_absolute():
         return source
     return os.path.relpath(source, output.parent)
 
@@ -70,7 +70,7 @@ def _input(t: TensorSpec) -> list[str]:
 def render(source: str, targets: tuple[str, ...], signature: Signature) -> str:
     """Return the text of the file."""
     lines = [
-        "# Settings of edgekit: `edgekit build` in this folder needs no argument. Command-line options win over this file.",
+        "# Settings of edgekit: `edgekit build` in this folder needs no argument. Options on the command line win.",
         "",
         "[model]",
         f"source = {_text(source)}",

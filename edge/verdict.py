@@ -55,8 +55,8 @@ def _accuracy(manifest: Manifest, budgets: Budgets, broken: list[str], open_: li
             Finding(
                 rule="BUDGET_UNCERTAIN",
                 severity="info",
-                message=f"The drop of {accuracy.drop:.4g} keeps the budget of {allowed:.4g}, but with {accuracy.samples} "
-                f"samples its 95 % interval {reach}.{smallest}",
+                message=f"The drop of {accuracy.drop:.4g} keeps the budget of {allowed:.4g}, but its 95 % interval "
+                f"({accuracy.samples} samples) {reach}.{smallest}",
                 fix="Evaluate on more samples.",
             )
         )

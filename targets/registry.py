@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _RUNTIMES = {
     "litert": "edge.targets.litert.runtime:LiteRT",
     "edgetpu": "edge.targets.edgetpu.runtime:EdgeTPU",
+    "executorch": "edge.targets.executorch.runtime:ExecuTorch",
 }
 
 

@@ -50,12 +50,17 @@ class Exported:
     def run(self, module: Any, tensors: Sequence[Any]) -> list[Any]:
         """Run a module with the program's arguments and return its output tensors in order."""
         import torch
+
+        with torch.no_grad():
+            return [leaf.detach().clone() for leaf in self.leaves(module, tensors)]
+
+    def leaves(self, module: Any, tensors: Sequence[Any]) -> list[Any]:
+        """As `run`, without detaching: to be traced."""
+        import torch
         from torch.utils import _pytree as pytree
 
         args, kwargs = self.arguments(tensors)
-        with torch.no_grad():
-            leaves = pytree.tree_leaves(module(*args, **kwargs))
-        return [leaf.detach().clone() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return [leaf for leaf in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(leaf, torch.Tensor)]
 
 
 @contextmanager
@@ -209,7 +214,7 @@ def _checked(spec: TensorSpec, inputs: Mapping[str, Array]) -> Array:
     if spec.name not in inputs:
         raise DataError(f"Input {spec.name!r} is missing; given: {', '.join(map(repr, sorted(inputs))) or 'none'}.")
     values = np.asarray(inputs[spec.name])
-    if values.dtype.kind in "iu" and np.dtype(spec.dtype).kind in "iu":
+    if values.dtype.kind in "iub" and np.dtype(spec.dtype).kind in "iub":
         values = values.astype(spec.dtype)  # carriers of the same source differ in the width of their indices
     fits = values.ndim == len(spec.shape) and all(w in (-1, g) for g, w in zip(values.shape, spec.shape, strict=True))
     if values.dtype != spec.dtype or not fits:

@@ -1,6 +1,5 @@
 """PyTorch factories for the tests of edge.sources: each is loaded as a user's file, `models_torch.py:name`."""
 
-# ruff: noqa: D103
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from edge import artifact, codec, errors
 from edge.artifact import Manifest, Metrics, SourceRecord
 from edge.signature import Signature, TensorSpec
@@ -97,9 +98,13 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_an_error_of_its_own(tmp_path: Path) -> None:
     """ENOSPC becomes DiskFullError (exit 3); /dev/full is a disk that is always full."""
-    with pytest.raises(errors.DiskFullError, match="No space is left") as caught:
-        with artifact.translating_os_errors(tmp_path), open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"x")
+    full = Path("/dev/full")
+    with (
+        pytest.raises(errors.DiskFullError, match="No space is left") as caught,
+        artifact.translating_os_errors(tmp_path),
+        full.open("wb", buffering=0) as stream,
+    ):
+        stream.write(b"x")
     assert caught.value.exit_code == 3
 
 

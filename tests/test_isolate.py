@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from edge import errors, isolate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,7 +68,7 @@ def test_an_error_of_edgekit_keeps_its_class_and_hint(tmp_path: Path) -> None:
 
 def test_a_foreign_exception_gives_its_type_and_first_line(tmp_path: Path) -> None:
     """Any other exception is a ToolError with type and first line; the log has the traceback."""
-    with pytest.raises(errors.ToolError, match="ValueError: first line$") as caught:
+    with pytest.raises(errors.ToolError, match=r"ValueError: first line$") as caught:
         call("foreign_error", {}, tmp_path)
     assert "second line" in Path(str(caught.value.log)).read_text()
 
@@ -82,7 +83,7 @@ def test_a_missing_package_says_how_to_install(tmp_path: Path) -> None:
 def test_a_stage_that_hangs_is_stopped(tmp_path: Path) -> None:
     """After its time a child is ended, with all it started, and StageTimeoutError says so."""
     pid_file = tmp_path / "pid"
-    with pytest.raises(errors.StageTimeoutError, match="longer than 1.5 s"):
+    with pytest.raises(errors.StageTimeoutError, match=r"longer than 1\.5 s"):
         call("hang", {"pid_file": str(pid_file)}, tmp_path, timeout_s=1.5)
     assert wait_until(lambda: not alive(int(pid_file.read_text())))
 

@@ -27,7 +27,7 @@ def found_packages() -> set[str]:
 
 
 def test_the_list_of_packages_is_whole() -> None:
-    """setuptools is told every package, and no other."""
+    """Setuptools is told every package, and no other."""
     tool = project()["tool"]
     assert isinstance(tool, dict)
     listed = set(tool["setuptools"]["packages"])

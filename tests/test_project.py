@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from edge import errors, project
 from edge.calibration.recipe import Override
 from edge.signature import Preprocess
-from hypothesis import given
-from hypothesis import strategies as st
 
 LEAST: dict[str, Any] = {"source": "net.keras", "targets": ["coral"]}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from edge import errors
 from edge.targets import registry
 
-NEEDED = ("android coral coral-devboard coral-pcie coral-usb linux rpi-zero2 rpi3 rpi4 rpi5").split()
+NEEDED = ["android", "coral", "coral-devboard", "coral-pcie", "coral-usb", "linux", "rpi-zero2", "rpi3", "rpi4", "rpi5"]
 
 
 def test_the_catalogue_has_the_promised_targets() -> None:
@@ -39,7 +40,7 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
 
 def test_an_unknown_target_names_the_known_ones() -> None:
     """A misspelt target is a ConfigError (exit 2) that lists what is accepted."""
-    with pytest.raises(errors.ConfigError, match="'corral' is unknown.*coral-usb") as caught:
+    with pytest.raises(errors.ConfigError, match=r"'corral' is unknown.*coral-usb") as caught:
         registry.target("corral")
     assert caught.value.exit_code == 2
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from edge import verdict
 from edge.artifact import Accuracy, Manifest, Metrics
 from edge.findings import Finding
 from edge.project import Budgets
 from edge.targets import registry
-
 from tests.test_artifact import manifest
 
 LINUX, PI = registry.target("linux"), registry.target("rpi4")
@@ -19,9 +19,17 @@ LINUX, PI = registry.target("linux"), registry.target("rpi4")
 
 def with_accuracy(drop: float, high: float | None) -> Manifest:
     accuracy = Accuracy(
-        metric="top1", float=0.9, carrier=0.9, quantized=0.9 - drop, drop=drop, drop_low=None if high is None else drop - 0.1,
-        drop_high=high, samples=100, mode="emulated", kernels="xnnpack",
-    )  # fmt: skip
+        metric="top1",
+        float=0.9,
+        carrier=0.9,
+        quantized=0.9 - drop,
+        drop=drop,
+        drop_low=None if high is None else drop - 0.1,
+        drop_high=high,
+        samples=100,
+        mode="emulated",
+        kernels="xnnpack",
+    )
     return replace(manifest(), metrics=Metrics(accuracy=accuracy))
 
 

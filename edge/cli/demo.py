@@ -25,8 +25,8 @@ def demo(
     quiet: options.Quiet = False,
 ) -> int:
     """Train two small networks on handwritten digits, build them for a Coral and a Raspberry Pi 4, check them."""
-    from edge.demo import run as show
     from edge import errors
+    from edge.demo import run as show
     from edge.report import console, machine
 
     frameworks = tuple(framework or show.FRAMEWORKS)

@@ -12,12 +12,17 @@ from edge.cli import options
 from edge.cli.talk import Talk
 
 
+_EXAMPLES = """Examples:
+
+  edgekit inspect model.tflite
+
+  edgekit inspect a.tflite b.tflite --target coral --json
+"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(
-        "inspect",
-        epilog="Examples:\n\n  edgekit inspect model.tflite\n\n  edgekit inspect a.tflite b.tflite --target coral --json",
-    )(inspect)
+    app.command("inspect", epilog=_EXAMPLES)(inspect)
 
 
 def inspect(

@@ -1,4 +1,4 @@
-"""The demo's network in PyTorch: `edgekit build digits_torch.py:make_digits --target coral --calibration digits.npz`."""
+"""The demo's network: `edgekit build digits_torch.py:make_digits --target coral --calibration digits.npz`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn  # noqa: TID253
 
 
 class Digits(nn.Module):  # type: ignore[misc]
-    """Images float32[N, 1, 8, 8] in 0..16 -> logits float32[N, 10]; a depthwise-separable network of 8,000 parameters."""
+    """Images float32[N, 1, 8, 8] in 0..16 -> logits float32[N, 10]; depthwise-separable, 8,000 parameters."""
 
     def __init__(self) -> None:
         super().__init__()

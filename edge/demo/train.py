@@ -18,7 +18,7 @@ DATA = "digits.npz"
 _HELD_OUT = 500
 
 
-def write_data(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+def write_data(request: dict[str, Any], _progress: Progress) -> dict[str, Any]:
     """Write `digits.npz`: x float32[N, 8, 8, 1] in 0..16, y int64[N], 500 of 1,797 held out by a fixed shuffle."""
     from sklearn.datasets import load_digits
 
@@ -76,7 +76,7 @@ def keras(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     steps = EPOCHS * -(-len(x) // BATCH)
     rate = k.optimizers.schedules.CosineDecay(4e-3, steps)
     model.compile(optimizer=k.optimizers.Adam(rate), loss=loss)
-    report = k.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: progress("epochs", (epoch + 1) / EPOCHS))
+    report = k.callbacks.LambdaCallback(on_epoch_end=lambda epoch, _: progress("epochs", (epoch + 1) / EPOCHS))
     model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0, callbacks=[report])
     model.save(folder / "digits.keras")
     return {}

@@ -64,9 +64,10 @@ def show(found: Inspected) -> None:
 
 def _show_details(console: Any, details: dict[str, Any]) -> None:
     if "on_chip_bytes" in details:
+        on_chip, streamed = size(details["on_chip_bytes"]), size(details["off_chip_bytes"])
         console.print(
-            f"  Edge TPU ({details.get('mode')}): {details['subgraphs']} subgraph(s), {size(details['on_chip_bytes'])} of parameters on "
-            f"chip, {size(details['off_chip_bytes'])} streamed at every inference"
+            f"  Edge TPU ({details.get('mode')}): {details['subgraphs']} subgraph(s), {on_chip} of parameters on chip, "
+            f"{streamed} streamed at every inference"
         )
     for transfer, p in details.get("latency_ms", {}).items():
         console.print(f"  latency over {transfer} (predicted): {p['value']:.2f} ms [{p['low']:.2f}, {p['high']:.2f}]")

@@ -62,7 +62,7 @@ class LatencyInterval:
 class InspectRecord:
     """What `inspect --json` prints for one model; the Edge TPU's fields are null for other targets.
 
-    `subgraphs` counts Edge TPU subgraphs; `mode` is `predicted`, or `compiled` where they come from the compiled package.
+    `subgraphs` counts Edge TPU subgraphs; `mode` is `predicted`, or `compiled` where the compiled package says it.
     """
 
     schema: int = VERSION

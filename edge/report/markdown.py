@@ -33,7 +33,8 @@ def render(manifest: Manifest) -> str:
     ]
     for role, data in (("calibration", manifest.calibration), ("evaluation", manifest.evaluation)):
         if data:
+            chosen = f"{data.kind}, {data.selection}"
             lines.append(
-                f"\n{role}: {data.samples} samples of {_cell(data.name)} ({data.kind}, {data.selection}), digest {data.digest[:12]}"
+                f"\n{role}: {data.samples} samples of {_cell(data.name)} ({chosen}), digest {data.digest[:12]}"
             )
     return "\n".join(lines) + "\n"

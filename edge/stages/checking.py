@@ -166,7 +166,7 @@ def _parity(record: parity.OutputParity, carrier_snr_db: float | None) -> dict[s
 def write_golden(
     path: Path, vectors: Sequence[tuple[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]]]
 ) -> None:
-    """Write `in/NAME`, `out/NAME` (the program's own dtypes) and `float/NAME` (the source's), vectors first: [n, ...]."""
+    """Write `in/NAME`, `out/NAME` (the program's own dtypes) and `float/NAME` (the source's), each [vectors, ...]."""
     arrays: dict[str, Array] = {}
     for position, prefix in enumerate(("in", "out", "float")):
         for name in vectors[0][position]:
@@ -225,8 +225,8 @@ def evaluate(
 def compare_golden(session: Session, golden: Mapping[str, Mapping[str, Array]], *, exact: bool) -> list[Finding]:
     """Return an error finding per output that does not repeat its golden vectors.
 
-    With the kernels that wrote them (`exact`) integers must be equal; with others 99.9 % of the elements must lie within
-    one step, floats within 1e-3 of the output's size.
+    With the kernels that wrote them (`exact`) integers must be equal; with others 99.9 % of the elements must lie
+    within one step, floats within 1e-3 of the output's size.
     """
     names = {t.name: t for t in session.signature.outputs}
     if set(golden["in"]) != {t.name for t in session.signature.inputs} or set(golden["out"]) != set(names):
@@ -243,7 +243,7 @@ def compare_golden(session: Session, golden: Mapping[str, Mapping[str, Array]], 
             severity="error",
             op=name,
             message=f"The program does not repeat its golden vectors: {share:.2%} of a vector's elements differ.",
-            fix="The runtime computes something else than at build time: compare its version with the manifest's tools.",
+            fix="This runtime computes something else than at build time: compare versions with the manifest.",
         )
         for name, share in differing.items()
         if share > (0.0 if exact else 1 - _GOLDEN_SHARE)

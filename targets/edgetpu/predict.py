@@ -86,12 +86,18 @@ def predict_program(
     placed = placement.predict(graph, multiple_subgraphs=multiple_subgraphs, min_runtime_version=min_runtime_version)
     parameters = memory.plan(graph, placed, min_runtime_version=min_runtime_version)
     used = memory.activations(graph, placed)
+    # Without a mapped operator the chip does nothing, and a time for it would be one of the CPU.
+    latency = (
+        predict_latency(graph, placed.mapped, parameters, invocations=placed.subgraphs, hosts=hosts)
+        if any(placed.mapped)
+        else {}
+    )
     return Prediction(
         model=name,
         placement=placed,
         memory=parameters,
         activations=used,
-        latency_ms=predict_latency(graph, placed.mapped, parameters, invocations=placed.subgraphs, hosts=hosts),
+        latency_ms=latency,
         findings=(*refusals(graph, subgraphs=len(loaded.subgraphs)), *_advice(graph, placed, parameters, used)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ class Delegate:
     """One backend.
 
     `backend` is the id that a `.pte` names, None for the portable kernels. A recipe that is not in `recipes` is refused.
-    `needs` maps an importable module to the command that brings it. `half` tells that float16 means a program that computes in float16 throughout, ends excepted; `overrides` that its
-    quantizer leaves out single operators.
+    `needs` maps an importable module to the command that brings it; `sdk` is the environment variable with the folder of
+    an SDK, and what to do without it. `half` tells that float16 means a program that computes in float16 throughout, ends
+    excepted; `overrides` that its quantizer leaves out single operators.
     """
 
     name: str
@@ -30,11 +32,17 @@ class Delegate:
     partitioners: Callable[[Options, Recipe], list[Any]]
     quantizer: Callable[[Options, Recipe, Accept], Any] | None = None
     needs: Mapping[str, str] | None = None
+    sdk: tuple[str, str] | None = None
     half: bool = False
     overrides: bool = False
 
     def check(self) -> None:
-        """Raise MissingPackageError where what it needs cannot be imported."""
+        """Raise MissingPackageError where what it needs is not there."""
+        # Before any import: without its SDK Qualcomm's module would try to download it.
+        if self.sdk and not os.environ.get(self.sdk[0]):
+            raise MissingPackageError(
+                f"The ExecuTorch delegate {self.name} needs an SDK, and {self.sdk[0]} is not set.", hint=self.sdk[1]
+            )
         for module, command in (self.needs or {}).items():
             try:
                 importlib.import_module(module)
@@ -98,7 +106,7 @@ def _coreml(options: Options, recipe: Recipe) -> list[Any]:
     from executorch.backends.apple.coreml.compiler import CoreMLBackend
     from executorch.backends.apple.coreml.partition import CoreMLPartitioner
 
-    single = recipe.scheme == "float32" or recipe.io == "float32" and options.get("precision") == "float32"
+    single = recipe.scheme == "float32" or (recipe.io == "float32" and options.get("precision") == "float32")
     specs = CoreMLBackend.generate_compile_specs(
         minimum_deployment_target=getattr(ct.target, str(options.get("minimum_deployment_target", "iOS17"))),
         compute_precision=ct.precision.FLOAT32 if single else ct.precision.FLOAT16,
@@ -271,6 +279,10 @@ DELEGATES: Mapping[str, Delegate] = {
             recipes=("float16", "int8"),
             partitioners=_qualcomm,
             quantizer=_qualcomm_quantizer,
+            sdk=(
+                "QNN_SDK_ROOT",
+                "Install the Qualcomm AI Engine Direct SDK (qpm.qualcomm.com) and set QNN_SDK_ROOT to its folder.",
+            ),
         ),
         Delegate(
             name="mediatek",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edge.targets.executorch.delegates import Accept, Delegate, Options
 
 _QUANTIZE, _DEQUANTIZE = "quantize_per_tensor", "dequantize_per_tensor"
+_MOVERS = frozenset(f"aten.{op}" for op in ("permute.default", "view.default", "reshape.default", "unsqueeze.default"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,12 +254,16 @@ def _parameters(arguments: Sequence[Any]) -> Quantization:
 
 
 def _input_end(graph: Any, node: Any, spec: TensorSpec) -> TensorSpec:
-    users = list(node.users)
+    last = node
+    # What only moves values (a channel-last input is permuted) does so with integers as well.
+    while len(last.users) == 1 and str((user := next(iter(last.users))).target) in _MOVERS:
+        last = user
+    users = list(last.users)
     same = {tuple(u.args[1:]) for u in users}
     if not users or not all(_is(u, _QUANTIZE) for u in users) or len(same) != 1:
         return spec
     for user in users:
-        user.replace_all_uses_with(node)
+        user.replace_all_uses_with(last)
         graph.graph.erase_node(user)
     return replace(spec, dtype="int8", quantization=_parameters(next(iter(same))))
 

@@ -58,7 +58,7 @@ def _config(recipe: Recipe, bits: int) -> Any:
     dynamic = recipe.scheme == "dynamic"
     activation = _activation(dynamic=dynamic)
     weight = _weight(bits, recipe.granularity)
-    return QuantizationConfig(activation, None if dynamic else activation, weight, None, False)  # noqa: FBT003
+    return QuantizationConfig(activation, None if dynamic else activation, weight, None, False)
 
 
 def xnnpack_quantizer(recipe: Recipe, accept: Accept) -> Any:

@@ -13,7 +13,20 @@ from edge.calibration.recipe import Recipe
 from edge.errors import DataError, QuantizationError, SourceError
 from edge.findings import Finding
 from edge.isolate import Progress, no_progress
-from edge.targets.litert import aeq, calibrate, coverage, edit, flatbuffer, prepare, ptq, repair, tryout
+from edge.targets.litert import (
+    aeq,
+    bias,
+    calibrate,
+    coverage,
+    edit,
+    equalize,
+    fixed,
+    flatbuffer,
+    prepare,
+    ptq,
+    repair,
+    tryout,
+)
 from edge.targets.litert.coverage import Coverage
 
 # In order of preference; the first whose program is integer throughout wins, else the one that leaves least float.
@@ -59,26 +72,43 @@ def quantize(
     restored = prepare.quantizable(model, static=recipe.needs_calibration)
     _refuse_single_use(recipe, samples)
     magnitude = repair.patch_masks(model, samples) if recipe.needs_calibration and samples is not None else None
-    program = flatbuffer.dump(model)
-    ranges = None
+    ranges, refined = None, {}
     if recipe.needs_calibration and samples is not None:
-        estimator = estimators.for_recipe(recipe)
-        ranges = calibrate.collect(program, samples, estimator, threads=threads, progress=progress)
-        repair.lift_dead_channels(model, ranges, 32767 if recipe.scheme == "int8x16" else 255)
-        program = flatbuffer.dump(model)
+        ranges, refined = _calibrated(model, recipe, samples, threads, progress)
+    program = flatbuffer.dump(model)
     progress("quantizing", None)
     best, failures = _best(program, recipe, ranges, samples)
     _refuse_unchanged(best, recipe, failures)
     if full_integer and recipe.scheme == "int8":
         _refuse_float(best.coverage)
+    made = best.program
+    if recipe.bias_correction and samples is not None:
+        corrected = bias.correct(program, made, samples, progress)
+        made = corrected.program if corrected else made
+        refined["bias_correction"] = corrected.to_json() if corrected else None
     return Quantized(
-        program=best.program,
+        program=made,
         quantizer=best.quantizer,
         coverage=best.coverage,
         ranges=ranges,
         findings=(*_restored_findings(restored), *_findings(model, recipe, best, ranges, magnitude)),
-        details=_details(best, failures, ranges, magnitude),
+        details={**_details(best, failures, ranges, magnitude), **refined},
     )
+
+
+def _calibrated(
+    model: Any, recipe: Recipe, samples: Iterable[Any], threads: int, progress: Progress
+) -> tuple[Ranges, dict[str, Any]]:
+    """Equalize where the recipe asks for it, and return the ranges of the model, which is edited."""
+    refined: dict[str, Any] = {}
+    if recipe.equalize:
+        progress("equalizing channels", None)
+        refined["channels_equalized"] = equalize.apply(model, recipe, samples, threads=threads)
+    estimator = estimators.for_recipe(recipe)
+    ranges = calibrate.collect(flatbuffer.dump(model), samples, estimator, threads=threads, progress=progress)
+    ranges = fixed.apply(model, ranges, recipe)
+    repair.lift_dead_channels(model, ranges, 32767 if recipe.scheme == "int8x16" else 255)
+    return ranges, refined
 
 
 def _refuse_bad_overrides(recipe: Recipe) -> None:

@@ -1,0 +1,388 @@
+"""From PyTorch modules and Keras models to the exported carrier: a `.pt2` with the signature's names and layouts."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge import codec
+from edge.errors import ConversionError, EdgekitError, SourceError, ToolError
+from edge.findings import Finding
+from edge.signature import Signature, TensorSpec
+from edge.sources.factory import is_users
+from edge.sources.torch_convert import _where as where
+from edge.sources.torch_convert import explain, wrapper
+from edge.sources.torch_io import Call
+from edge.targets.executorch import carrier
+
+if TYPE_CHECKING:
+    from edge.isolate import Progress
+
+# A dynamic dimension is planned for up to this many times its example size, a leading one (the batch) for at least 8.
+GROWTH = 2
+_LEAST_BATCH = 8
+_TO_LAST = (0, 2, 3, 1)
+
+_STEERING = "GuardOnDataDependentSymNode|data-dependent|Could not guard|DataDependentOutput"
+_EFFECTS = r"side effect|HOP|mutat(?:e|ion|ing)|setattr|buffers? .*mutat|HigherOrderOperator"
+_WAY_OUT = (
+    "Use torch.cond for a branch (ExecuTorch's portable kernels run it), torch.where to compute both sides, or move the "
+    "decision out of forward."
+)
+
+
+def export_torch(
+    module: Any,
+    call: Call,
+    signature: Signature,
+    path: Path,
+    *,
+    last_inputs: frozenset[int] = frozenset(),
+    last_outputs: frozenset[int] = frozenset(),
+) -> tuple[Finding, ...]:
+    """Write the carrier of a module at `path`.
+
+    `last_inputs` and `last_outputs` are the positions that the module has channel-first and the signature channel-last.
+    Dimensions of -1 in the signature stay dynamic. Raises ConversionError with the user's line where torch.export
+    refuses.
+    """
+    flat = _typed(wrapper(module, call, last_inputs, last_outputs), call.tensors, signature.outputs)
+    examples = [t.permute(_TO_LAST).contiguous() if i in last_inputs else t for i, t in enumerate(call.tensors)]
+    program = export(flat, [_as(t, spec) for t, spec in zip(examples, signature.inputs, strict=True)], signature.inputs)
+    carrier.save(program, signature, path)
+    return bounds(program, signature)
+
+
+def export_methods(module: Any, methods: Mapping[str, tuple[Any, ...]], path: Path) -> None:
+    """Write further methods of a module beside its carrier: `carrier.encode.pt2` for `{"encode": example inputs}`.
+
+    Raises SourceError for a name that the module has not.
+    """
+    import torch
+
+    for name, examples in methods.items():
+        method = getattr(module, name, None)
+        if not callable(method) or not name.isidentifier():
+            raise SourceError(f"The module {type(module).__name__} has no method {name!r}.")
+        program = export(_Bound.of(method, module), list(examples), ())
+        if not all(isinstance(v, torch.Tensor) for v in carrier.user_outputs(program)):
+            raise ConversionError(f"The method {name!r} returns values that are no tensors.")
+        carrier.save(program, carrier.unnamed(program), path.with_name(f"{path.stem}.{name}{path.suffix}"))
+
+
+class _Bound:
+    """Makes a module of a method, because torch.export takes modules."""
+
+    @staticmethod
+    def of(method: Any, owner: Any) -> Any:
+        import torch
+
+        class Method(torch.nn.Module):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.owner = owner
+
+            def forward(self, *tensors: Any) -> Any:
+                return method(*tensors)
+
+        bound = Method()
+        bound.training = False
+        return bound
+
+
+def _typed(flat: Any, sources: Sequence[Any], outputs: Sequence[TensorSpec]) -> Any:
+    """Wrap a flat module so that it takes and gives the signature's dtypes and computes in the source's."""
+    import torch
+
+    dtypes = [t.dtype for t in sources]
+    wanted = [getattr(torch, t.dtype) for t in outputs]
+
+    class Typed(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = flat
+
+        def forward(self, *tensors: Any) -> tuple[Any, ...]:
+            cast = [t if t.dtype == d else t.to(d) for t, d in zip(tensors, dtypes, strict=True)]
+            results = self.inner(*cast)
+            return tuple(r if r.dtype == d else r.to(d) for r, d in zip(results, wanted, strict=True))
+
+    typed = Typed()
+    # The wrapper's own mode only: an exported program's module refuses train() and eval().
+    typed.training = False
+    flat.training = False
+    return typed
+
+
+def _as(tensor: Any, spec: TensorSpec) -> Any:
+    """Return an example of the spec's dtype; a dynamic dimension of 1 is doubled, because torch.export fixes those."""
+    import torch
+
+    value = tensor.detach().to(getattr(torch, spec.dtype))
+    for axis, size in enumerate(spec.shape):
+        if size == -1 and value.shape[axis] == 1:
+            value = torch.cat([value, value], dim=axis)
+    return value
+
+
+def export(module: Any, examples: Sequence[Any], specs: Sequence[TensorSpec]) -> Any:
+    """Return the ExportedProgram of a module of flat tensors; `specs` (may be empty) tell the dynamic dimensions.
+
+    Raises ConversionError with the user's file and line, and a way out.
+    """
+    import torch
+
+    dynamic = [_dims(t, s) for t, s in zip(examples, specs, strict=True)] if specs else []
+    try:
+        with torch.no_grad(), warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            program = torch.export.export(
+                module, tuple(examples), dynamic_shapes=(tuple(dynamic),) if any(dynamic) else None, strict=False
+            )
+    except Exception as error:  # torch.export raises dozens of kinds
+        raise refused(error) from error
+    _refuse_effects(module, [str(w.message) for w in said])
+    _refuse_state(program)
+    _refuse_fixed(program, specs)
+    return program
+
+
+def _dims(tensor: Any, spec: TensorSpec) -> dict[int, Any]:
+    import torch
+
+    return {
+        axis: torch.export.Dim.AUTO(min=1, max=largest(axis, int(tensor.shape[axis])))
+        for axis, size in enumerate(spec.shape)
+        if size == -1
+    }
+
+
+def largest(axis: int, example: int) -> int:
+    """Return the size up to which memory is planned for a dynamic dimension."""
+    return max(GROWTH * example, _LEAST_BATCH if axis == 0 else 0)
+
+
+def _refuse_effects(module: Any, warned: Sequence[str]) -> None:
+    """Raise for a tensor that forward keeps in an attribute: torch.export only warns, and drops that."""
+    for text in warned:
+        if found := re.search(r"tensor attributes? (self\.[\w.\[\]]+).*assigned during export", text):
+            name = re.split(r"[.\[]", found[1].removeprefix("self."))
+            attribute = next((n for n in reversed(name) if n and not n.rstrip("]").isdigit()), name[0])
+            raise ConversionError(
+                f"The module keeps a tensor in {found[1].rpartition('inner.')[2].rpartition('module.')[2]} from one call "
+                f"to the next{_line_of(module, attribute)}: a Python side effect that a program cannot have.",
+                hint="Make it an output of the module, and an input where the next call needs it.",
+            )
+
+
+def _line_of(module: Any, attribute: str) -> str:
+    for part in module.modules():
+        forward = getattr(type(part), "forward", None)
+        file = getattr(getattr(forward, "__code__", None), "co_filename", "")
+        if not is_users(file):
+            continue
+        lines, start = inspect.getsourcelines(forward)
+        for number, line in enumerate(lines, start):
+            if re.search(rf"\bself\.{attribute}\b", line):
+                return f" at {Path(file).name}, line {number} ({line.strip()})"
+    return ""
+
+
+def _mutated(program: Any) -> set[str]:
+    """Return the buffers that the graph changes: as outputs of their own, or in place in a graph not yet functional."""
+    names = set(program.graph_signature.buffers_to_mutate.values())
+    buffers = program.graph_signature.inputs_to_buffers
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.is_mutable:
+            continue
+        for argument, value in zip(schema.arguments, node.args, strict=False):
+            if argument.is_write and getattr(value, "name", None) in buffers:
+                names.add(buffers[value.name])
+    return names
+
+
+def _refuse_state(program: Any) -> None:
+    if changed := sorted(n.rpartition("inner.")[2].removeprefix("module.") for n in _mutated(program)):
+        raise ConversionError(
+            f"The module changes its buffers {', '.join(changed)} at each call: a Python side effect that a program "
+            "does not share with its caller.",
+            hint="Make the state an input and an output of the module.",
+        )
+
+
+def _refuse_fixed(program: Any, specs: Sequence[TensorSpec]) -> None:
+    for spec, value in zip(specs, carrier.user_inputs(program), strict=False):
+        for axis, (wanted, size) in enumerate(zip(spec.shape, value.shape, strict=True)):
+            if wanted == -1 and isinstance(size, int):
+                raise ConversionError(
+                    f"Dimension {axis} of {spec.name!r} is declared as dynamic, and the module fixes it to {size}.",
+                    hint="Declare its size, or remove what depends on it (a reshape to a fixed size, a position table).",
+                )
+
+
+def refused(error: Exception) -> ConversionError:
+    """Return what a failure of torch.export means, at which line of the user's, and a way out."""
+    if isinstance(error, ConversionError):
+        return error
+    if isinstance(error, EdgekitError):
+        return ConversionError(error.message, hint=error.hint)
+    found = explain(error)
+    text = f"{type(error).__name__}: {error}"
+    if re.search(_STEERING, text):
+        return ConversionError(found.message, hint=_WAY_OUT)
+    message = found.message.replace("litert-torch failed", "torch.export failed")
+    hint = found.hint
+    if unknown := re.search(r"UnsupportedOperatorException: ([\w.]+)", text):
+        message = f"torch.export knows no shape rule of the operator {unknown[1]}{where(error)}."
+        hint = "Write it with torch's own operators, or register one with torch.library.register_fake."
+    elif re.search(_EFFECTS, text, re.IGNORECASE) and not hint:
+        hint = "Keep forward free of side effects: no lists, attributes or globals that it changes."
+    return ConversionError(message, hint=hint or "Write the line named here with tensors and fixed sizes only.")
+
+
+def bounds(program: Any, signature: Signature) -> tuple[Finding, ...]:
+    """Return one finding per input with dynamic dimensions: up to which size memory is planned."""
+    limits = {str(symbol): span for symbol, span in program.range_constraints.items()}
+    made = []
+    for spec, value in zip(signature.inputs, carrier.user_inputs(program), strict=True):
+        if -1 not in spec.shape:
+            continue
+        most = [int(limits[str(d)].upper) if str(d) in limits else int(d) for d in value.shape]
+        made.append(
+            Finding(
+                rule="DYNAMIC_BOUND",
+                severity="info",
+                op=spec.name,
+                message=f"{spec} takes sizes up to {most}; memory is planned for that.",
+                fix="Give example inputs of half the largest size that is needed.",
+            )
+        )
+    return tuple(made)
+
+
+# --- Keras, by its torch backend ---------------------------------------------------------------------------------
+
+
+def export_keras(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Stage: write the exported carrier of a Keras model, in a process where keras was not imported yet.
+
+    Request: `source` (file, or `file.py:factory`), `signature` (of edge.sources.keras), `path`, `trust`. Answer:
+    `findings`, `tools`.
+    """
+    signature = codec.from_json(Signature, request["signature"])
+    progress("exporting by Keras's torch backend", None)
+    _use_torch_backend()
+    model = _keras_model(str(request["source"]), trust=bool(request.get("trust", False)))
+    path = Path(request["path"])
+    found = export_keras_model(model, signature, path)
+    from edge.sources import declared
+
+    return {"findings": [codec.to_json(f) for f in found], "tools": dict(declared.versions("keras", "torch"))}
+
+
+def _use_torch_backend() -> None:
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+
+    if keras.backend.backend() != "torch":
+        raise ToolError(
+            f"Keras runs on its {keras.backend.backend()} backend in this process; the export needs torch.",
+            hint="Run the export in a process of its own.",
+        )
+
+
+def _keras_model(source: str, *, trust: bool) -> Any:
+    from edge.sources import factory, sniff
+    from edge.sources.keras import load_model
+
+    found = sniff.split_factory(source)
+    if found is None:
+        return load_model(Path(source), trust=trust)[0]
+    made = factory.call(*found)
+    return made[0] if isinstance(made, (tuple, list)) and len(made) == 2 else made
+
+
+def export_keras_model(model: Any, signature: Signature, path: Path) -> tuple[Finding, ...]:
+    """Write the carrier of a Keras model that runs on the torch backend. Raises ConversionError."""
+    import torch
+
+    examples = [
+        torch.zeros([2 if d == -1 else d for d in t.shape], dtype=getattr(torch, t.dtype)) for t in signature.inputs
+    ]
+    flat = _keras_module(model, signature)
+    program = export(flat, examples, signature.inputs)
+    stripped = program.module(check_guards=False)
+    if _strip_layouts(stripped):
+        program = export(_Flat.of(stripped), examples, signature.inputs)
+    carrier.save(program, signature, path)
+    return bounds(program, signature)
+
+
+class _Flat:
+    """Makes a module of *tensors of a graph module, so that both are exported alike."""
+
+    @staticmethod
+    def of(graph: Any) -> Any:
+        import torch
+
+        class Inner(torch.nn.Module):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.graph_module = graph
+
+            def forward(self, *tensors: Any) -> Any:
+                return self.graph_module(*tensors)
+
+        inner = Inner()
+        inner.training = False
+        return inner
+
+
+def _keras_module(model: Any, signature: Signature) -> Any:
+    import torch
+
+    from edge.sources.base import Declaration, InputDeclaration
+    from edge.sources.keras_model import _symbolic_inputs, flatten
+
+    declared = {t.name: InputDeclaration(shape=t.shape, dtype=t.dtype) for t in signature.inputs}
+    structure, _ = _symbolic_inputs(model, Declaration(inputs=declared))
+    wanted = [getattr(torch, t.dtype) for t in signature.outputs]
+
+    class Model(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: Any) -> tuple[Any, ...]:
+            import keras
+
+            results = self.model(keras.tree.pack_sequence_as(structure, list(tensors)), training=False)
+            leaves = [value for _, value in flatten(results)]
+            return tuple(v if v.dtype == d else v.to(d) for v, d in zip(leaves, wanted, strict=True))
+
+    module = Model()
+    module.training = False
+    return module
+
+
+def _strip_layouts(graph: Any) -> int:
+    """Remove copies into an explicit memory format: they lower, but ExecuTorch's kernel refuses them at run time."""
+    import torch
+
+    targets = {torch.ops.aten.contiguous.default, torch.ops.aten.clone.default}
+    found = [
+        n
+        for n in graph.graph.nodes
+        if n.op == "call_function" and n.target in targets and n.kwargs.get("memory_format")
+    ]
+    for node in found:
+        node.replace_all_uses_with(node.args[0])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return len(found)
