@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def correction(errors: Floats, active: Floats) -> Floats:
     return np.where(significant, mean / np.maximum(active, _LEAST_ACTIVE), 0.0)
 
 
-def corrected(bias: NDArray[np.generic], step: Floats, delta: Floats) -> NDArray[np.generic]:
+def corrected(bias: NDArray[np.signedinteger[Any]], step: Floats, delta: Floats) -> NDArray[np.signedinteger[Any]]:
     """Return integer biases b + round(delta / step), limited to their type; `step` is s_in * s_w, [C] or scalar."""
     limits = np.iinfo(bias.dtype)
     moved = bias.astype(np.float64) + np.round(delta / step)

@@ -97,8 +97,8 @@ def percentile_limits(histogram: Histogram, percentile: float = PERCENTILE) -> L
 
     def at(share: float, *, upper: bool) -> float:
         # The bin in which the share is passed; empty bins before or after it must not take part in interpolating.
-        place = np.searchsorted(reached, share, side="left" if upper else "right")
-        place = int(np.clip(place, 1, counts.size))
+        found = int(np.searchsorted(reached, share, side="left" if upper else "right"))
+        place = min(max(found, 1), counts.size)
         size = reached[place] - reached[place - 1]
         inside = (share - reached[place - 1]) / size if size > 0 else float(upper)
         return float(edges[place - 1] + np.clip(inside, 0, 1) * histogram.width)

@@ -14,7 +14,7 @@ Estimator = Literal["minmax", "moving-average", "percentile", "mse", "entropy"]
 # Schemes that quantize activations statically and so need calibration data.
 STATIC_SCHEMES = frozenset({"int8", "int8x16"})
 DEFAULT_PERCENTILE = 99.99
-_PER_TENSOR, _EQUALIZED, _CORRECTED = "per-tensor", "equalized", "corrected"
+_PER_TENSOR, _TUNED, _EQUALIZED, _CORRECTED = "per-tensor", "tuned", "equalized", "corrected"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,9 @@ class Recipe:
     `per_tensor_operators` are operator types whose weights get one scale whatever the `granularity`.
 
     For the static schemes: `estimator` chooses activation ranges, `percentile` belongs to the estimator of that name;
-    `equalize` balances channels between layers first; `bias_correction` removes the mean error of each channel
-    afterwards; `rounding_layers` names the output tensors of the layers whose weights are rounded adaptively.
+    `tune_ranges` then moves the ends of the worst ones by what the outputs lose; `equalize` balances channels between
+    layers first; `bias_correction` removes the mean error of each channel afterwards; `rounding_layers` names the
+    output tensors of the layers whose weights are rounded adaptively.
     """
 
     scheme: Scheme = "int8"
@@ -51,6 +52,7 @@ class Recipe:
     overrides: tuple[Override, ...] = field(default=())
     per_tensor_operators: tuple[str, ...] = field(default=())
     percentile: float = DEFAULT_PERCENTILE
+    tune_ranges: bool = False
     equalize: bool = False
     bias_correction: bool = False
     rounding_layers: tuple[str, ...] = field(default=())
@@ -70,7 +72,8 @@ class Recipe:
 
     @property
     def _refined(self) -> bool:
-        return self.estimator != "minmax" or self.equalize or self.bias_correction or bool(self.rounding_layers)
+        refined = self.tune_ranges or self.equalize or self.bias_correction
+        return refined or self.estimator != "minmax" or bool(self.rounding_layers)
 
     @property
     def kind(self) -> str:
@@ -87,18 +90,18 @@ class Recipe:
             parts.append(self.estimator)
         if self.estimator == "percentile" and self.percentile != DEFAULT_PERCENTILE:
             parts.append(f"{self.percentile:g}")
-        parts += [_EQUALIZED] * self.equalize + [_CORRECTED] * self.bias_correction
+        parts += [_TUNED] * self.tune_ranges + [_EQUALIZED] * self.equalize + [_CORRECTED] * self.bias_correction
         # Which layers were chosen by a search; the name alone does not say which.
         parts += ["rounded"] * bool(self.rounding_layers)
         return "-".join(parts)
 
 
 NAMES = ("float32", "float16", "dynamic", "dynamic-4", "weight-only", "weight-only-4", "int8", "int8x16")
-REFINED = "int8[-per-tensor][-ESTIMATOR][-equalized][-corrected]"
+REFINED = "int8[-per-tensor][-ESTIMATOR][-tuned][-equalized][-corrected]"
 _NAME = re.compile(
     rf"(?P<kind>{'|'.join(sorted(NAMES, key=len, reverse=True))})(?P<tensor>-{_PER_TENSOR})?"
     rf"(?:-(?P<estimator>{'|'.join(get_args(Estimator))}))?(?:(?<=percentile)-(?P<percentile>\d+(?:\.\d+)?))?"
-    rf"(?P<equalized>-{_EQUALIZED})?(?P<corrected>-{_CORRECTED})?"
+    rf"(?P<tuned>-{_TUNED})?(?P<equalized>-{_EQUALIZED})?(?P<corrected>-{_CORRECTED})?"
 )
 
 
@@ -119,6 +122,7 @@ def named(name: str, *, io: InputOutput = "int8") -> Recipe:
         granularity="tensor" if found["tensor"] else "channel",
         estimator=found["estimator"] or "minmax",  # type: ignore[arg-type]
         percentile=float(found["percentile"] or DEFAULT_PERCENTILE),
+        tune_ranges=bool(found["tuned"]),
         equalize=bool(found["equalized"]),
         bias_correction=bool(found["corrected"]),
     )

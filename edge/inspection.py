@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edge import artifact as artifacts
 from edge import codec, isolate
+from edge.errors import UsageError
 from edge.isolate import Progress
 from edge.sources.base import Declaration, InputDeclaration
 from edge.targets import registry
@@ -35,8 +36,33 @@ class Inspected:
     inspection: Inspection
 
 
-def inspect(path: Path, model: str, request: Request, progress: Progress) -> Inspected:
+class SharedCache:
+    """The Edge TPU's parameter cache of models that are compiled together: earlier ones take it first."""
+
+    def __init__(self, models: Sequence[Path]) -> None:
+        from edge.targets.edgetpu.predict import shared_cache
+
+        if any(not _is_flatbuffer(m) for m in models):
+            raise UsageError("--co-compile takes int8 .tflite files only.", hint="Give model.tflite of each artifact.")
+        self._left = shared_cache(models)
+
+    def take(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options with what is left of the cache."""
+        return {**options, "available_bytes": self._left}
+
+    def used(self, found: Inspection) -> None:
+        """Note what a model keeps on the chip."""
+        self._left = max(0, self._left - int(found.details.get("on_chip_bytes") or 0))
+
+
+def inspect(
+    path: Path, model: str, request: Request, progress: Progress, cache: SharedCache | None = None
+) -> Inspected:
     """Return the inspection of a flatbuffer, an artifact, or any source (converted to a temporary carrier first)."""
+    if cache:
+        found = _look(path, model, replace(request, options=cache.take(request.options)), None)
+        cache.used(found.inspection)
+        return found
     if path.is_dir() and (path / artifacts.MANIFEST).is_file():
         opened = artifacts.read(path)
         return _look(opened.program, model, request, opened.manifest.runtime)
@@ -48,6 +74,8 @@ def inspect(path: Path, model: str, request: Request, progress: Progress) -> Ins
 
 
 def _is_flatbuffer(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as stream:
         return stream.read(8)[4:] == b"TFL3" or path.suffix == ".tflite"
 

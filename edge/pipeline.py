@@ -346,7 +346,11 @@ def _manifest(project: Project, step: Step, imported: Imported, built: Built) ->
         verdict="unchecked",
         reasons=(),
         findings=tuple(dict.fromkeys((*findings, *found))),
-        details={**inspection.details, **built.program.details},
+        details={
+            **inspection.details,
+            **built.program.details,
+            **({"rounding": check["rounding"]} if check.get("rounding") else {}),
+        },
     )
 
 

@@ -202,7 +202,10 @@ def sample_inputs(exported: Exported, samples: Iterable[Any] | None, count: int)
 
 
 def as_tensors(signature: Signature, inputs: Mapping[str, Array]) -> list[Any]:
-    """Return input arrays by name as tensors in the signature's order. Raises DataError for a wrong name, shape or dtype."""
+    """Return input arrays by name as tensors in the signature's order.
+
+    Raises DataError for a wrong name, shape or dtype.
+    """
     torch = import_torch()
     if unknown := set(inputs) - {t.name for t in signature.inputs}:
         accepted = ", ".join(repr(t.name) for t in signature.inputs)

@@ -5,7 +5,7 @@ Import it inside a test function: it needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +183,7 @@ class Entry:
     """How to make one architecture, the shapes of its inputs, and whether convolutions do most of its work."""
 
     make: Callable[[], Any]
-    inputs: dict[str, tuple[int, ...]]
+    inputs: Mapping[str, tuple[int, ...]]
     convolutional: bool = False
 
 

@@ -5,7 +5,7 @@ order written here and rounded to float32 once at the end, so that other languag
 
 1. Activation: softmax exp(x - max) / sum, left to right; sigmoid 1 / (1 + exp(-x)).
 2. Classification: the `top_k` largest scores, best first; of equal scores the lower index first.
-3. Detection: boxes to (top, left, bottom, right) in shares of the input; the best class of each box; scores at or above
+3. Detection: boxes to (top, left, bottom, right) in shares of the input; the best class of each box from `first_class` on; scores at or above
    `score_threshold`; greedy suppression per class of boxes whose intersection over union is above `iou_threshold`.
 4. Segmentation: per pixel the class of the largest score, of equal scores the lower one; one channel: score >= 0.5.
 5. Embedding: x / sqrt(sum of x * x), left to right; zeros stay zeros.
@@ -152,7 +152,7 @@ def detect(outputs: Sequence[Floats], post: Postprocess, labels: Sequence[str]) 
     boxes, scores, classes = _candidates(outputs, post)
     found = []
     for row in range(len(boxes)):
-        values = activate(scores[row, post.first_class :], post.activation)
+        values = activate(scores[row], post.activation)[post.first_class :]
         best = int(values.argmax())
         score = float(np.float32(values[best]))
         if score >= np.float32(post.score_threshold):

@@ -21,8 +21,8 @@ def application() -> typer.Typer:
     app = typer.Typer(
         name="edgekit",
         help="Take a trained model to an edge device and prove that it works there.",
-        epilog="Add --debug to any command to see tracebacks. Exit codes: 0 done and within budget, 1 a budget is broken, "
-        "2 wrong usage, 3 a tool or device is missing or failed, 4 the model cannot be built, 70 a bug of edgekit.",
+        epilog="Add --debug to any command to see tracebacks. Exit codes: 0 done and within budget, 1 a budget is "
+        "broken, 2 wrong usage, 3 a tool or device is missing or failed, 4 the model cannot be built, 70 a bug.",
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,

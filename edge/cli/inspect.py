@@ -11,7 +11,6 @@ import typer
 from edge.cli import options
 from edge.cli.talk import Talk
 
-
 _EXAMPLES = """Examples:
 
   edgekit inspect model.tflite
@@ -36,6 +35,9 @@ def inspect(
     min_runtime_version: Annotated[
         int | None, typer.Option(help="Edge TPU: runtime version to compile for (10 to 14).", min=1, max=99)
     ] = None,
+    co_compile: Annotated[
+        bool, typer.Option("--co-compile", help="Edge TPU: the models share the parameter cache, in this order.")
+    ] = False,
     shape: options.Shape = None,
     trust: Annotated[bool, typer.Option("--trust", help="Allow code that the model file carries to run.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object per model and line.")] = False,
@@ -58,9 +60,10 @@ def inspect(
     )
     talk = Talk(quiet=quiet or json_)
     code = errors.EXIT_OK
+    cache = inspection.SharedCache([Path(m) for m in models]) if co_compile else None
     for model in models:
         try:
-            found: Any = inspection.inspect(Path(model), model, request, talk)
+            found: Any = inspection.inspect(Path(model), model, request, talk, cache)
         except errors.EdgekitError as error:
             if len(models) == 1:
                 raise

@@ -1,7 +1,7 @@
 """Boards over ssh: the system's own client, so that the user's configuration, agent, known hosts and jumps hold.
 
-One connection (the keeper) makes the working folder, carries all others, and removes the folder when it ends: by `close`,
-by the end of this process, or by a line that drops. The board's own shell does the removing, so nothing is left on it.
+One connection (the keeper) makes the working folder, carries all others, and removes the folder when it ends: by
+`close`, by the end of this process, or by a line that drops. The board's own shell removes it, so nothing is left.
 Only edgekit's own words and hashes are put into a command line; all else travels as data.
 """
 
@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge.devices.base import DEFAULT_TIMEOUT_S, Closing, Completed, DeviceFacts, DeviceSpec, hashed_name
+from edge.devices.base import DEFAULT_TIMEOUT_S, Closing, Completed, DeviceFacts, DeviceMode, DeviceSpec, hashed_name
 from edge.devices.local import finish, run_bounded
 from edge.errors import DeviceError, MissingPackageError
 
@@ -80,12 +80,12 @@ def _diagnose(spec: DeviceSpec, words: str) -> DeviceError | None:
         (
             r"Host key verification failed|No \S+ host key is known",
             "has an unknown host key",
-            f"Compare its fingerprint and add it: `ssh {port}{login}` (or `ssh-keyscan {port}{spec.address} >> {_KNOWN}`).",
+            f"Compare the fingerprint and add it: `ssh {port}{login}`, or `ssh-keyscan {port}{spec.address} >>{_KNOWN}`.",
         ),
         (
             r"Permission denied|Too many authentication failures",
             "refused the login",
-            f"Set up a key: `ssh-copy-id {port}{login}`, or name it in ~/.ssh/config; edgekit never asks for passwords.",
+            f"Set up a key: `ssh-copy-id {port}{login}`, or name it in ~/.ssh/config; no password is asked for.",
         ),
         (
             "Could not resolve hostname",
@@ -129,7 +129,7 @@ class SshDevice(Closing):
         if not shutil.which("ssh"):
             raise MissingPackageError("ssh is not installed.", hint="Install openssh-client.")
         self.spec = spec
-        self.mode = "measured"
+        self.mode: DeviceMode = "measured"
         self.python = spec.options.get("python", "python3")
         self._sockets = tempfile.mkdtemp(prefix="ek-")  # short: a socket's path has 104 characters at most
         self._count = 0

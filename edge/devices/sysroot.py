@@ -41,6 +41,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # glibc of the wheels: every manylinux level up to that of Debian 12.
 _PLATFORMS = (*(f"manylinux_2_{minor}_aarch64" for minor in range(36, 16, -1)), "manylinux2014_aarch64")
 _NOT_NEEDED = ("./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/info", "./usr/share/lintian")
+_MOUNT_POINTS = ("proc", "sys", "dev", "run", "tmp", "data")
 _MARKER = "etc/edgekit-emulator"
 _TIMEOUT_S = 1800.0
 
@@ -128,7 +129,7 @@ def board_root(name: str) -> Path:
         made = Path(temporary) / "board"
         made.mkdir()
         for entry in root.iterdir():
-            if entry.name not in ("proc", "sys", "dev", "tmp", "home", "run", "setup.json"):
+            if entry.name not in (*_MOUNT_POINTS, "home", "setup.json"):
                 (made / entry.name).symlink_to(f"../../arm64/{entry.name}")
         write_overlay(BOARDS[name], made)
         # Another process may have made the same one meanwhile: then that one serves.
@@ -292,9 +293,8 @@ def _run(command: Sequence[str], name: str) -> str:
 
 
 def _make_skeleton(root: Path) -> None:
-    for name in ("usr/bin", "usr/sbin", "usr/lib", "etc", "proc", "sys", "dev", "run", "home/pi", "var/tmp"):
+    for name in ("usr/bin", "usr/sbin", "usr/lib", "usr/local/bin", "etc", "home/pi", "var/tmp", *_MOUNT_POINTS):
         (root / name).mkdir(parents=True)
-    (root / "tmp").mkdir()
     for name in ("bin", "sbin", "lib"):
         (root / name).symlink_to(f"usr/{name}")
 

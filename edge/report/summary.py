@@ -94,12 +94,22 @@ def _predicted_rows(predicted: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def _rounding_rows(rounding: Mapping[str, Any] | None) -> list[Row]:
+    if not rounding:
+        return []
+    metric = rounding["metric"]
+    value = f"{score(metric, rounding['worst'])} at worst, {score(metric, rounding['baseline'])} without"
+    how = f"{rounding['mode']}, {rounding['runs']} runs on {rounding['samples']} samples, one step in {rounding['rate']:.0%}"
+    return [Row(label=f"{metric} with disturbed rounding", value=value, mode=how)]
+
+
 def _placement_rows(details: Mapping[str, Any]) -> list[Row]:
     placement = details.get("placement")
     if not placement:
         return []
     source = placement["mode"]
     rows = [
+        *_rounding_rows(details.get("rounding")),
         Row(
             label="operators on the Edge TPU",
             value=f"{placement['mapped']} of {placement['operators']} in {placement['subgraphs']} subgraph(s)",

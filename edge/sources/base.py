@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InputDeclaration:
-    """What the user says of one input: every field is optional and wins over what the source says."""
+    """What the user says of one input: every field is optional and wins over what the source says.
+
+    `value` fixes a scalar input (a sampling rate, a mode): it is a constant of the program, not an input of it.
+    """
 
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
     layout: Layout | None = None
     preprocess: Preprocess | None = None
+    value: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

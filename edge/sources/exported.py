@@ -31,8 +31,8 @@ _TO_LAST = (0, 2, 3, 1)
 _STEERING = "GuardOnDataDependentSymNode|data-dependent|Could not guard|DataDependentOutput"
 _EFFECTS = r"side effect|HOP|mutat(?:e|ion|ing)|setattr|buffers? .*mutat|HigherOrderOperator"
 _WAY_OUT = (
-    "Use torch.cond for a branch (ExecuTorch's portable kernels run it), torch.where to compute both sides, or move the "
-    "decision out of forward."
+    "Use torch.cond for a branch (ExecuTorch's portable kernels run it), torch.where to compute both sides, or move "
+    "the decision out of forward."
 )
 
 
@@ -174,10 +174,14 @@ def _refuse_effects(module: Any, warned: Sequence[str]) -> None:
             name = re.split(r"[.\[]", found[1].removeprefix("self."))
             attribute = next((n for n in reversed(name) if n and not n.rstrip("]").isdigit()), name[0])
             raise ConversionError(
-                f"The module keeps a tensor in {found[1].rpartition('inner.')[2].rpartition('module.')[2]} from one call "
-                f"to the next{_line_of(module, attribute)}: a Python side effect that a program cannot have.",
+                f"The module keeps a tensor in {_own_name(found[1])} from one call to the next{_line_of(module, attribute)}: a Python side effect that a program cannot have.",
                 hint="Make it an output of the module, and an input where the next call needs it.",
             )
+
+
+def _own_name(name: str) -> str:
+    """Return the name that the user's module has for `inner.module.x` of the wrappers here."""
+    return name.removeprefix("self.").rpartition("inner.")[2].removeprefix("module.")
 
 
 def _line_of(module: Any, attribute: str) -> str:
@@ -186,7 +190,7 @@ def _line_of(module: Any, attribute: str) -> str:
         file = getattr(getattr(forward, "__code__", None), "co_filename", "")
         if not is_users(file):
             continue
-        lines, start = inspect.getsourcelines(forward)
+        lines, start = inspect.getsourcelines(part.forward)
         for number, line in enumerate(lines, start):
             if re.search(rf"\bself\.{attribute}\b", line):
                 return f" at {Path(file).name}, line {number} ({line.strip()})"
@@ -208,7 +212,7 @@ def _mutated(program: Any) -> set[str]:
 
 
 def _refuse_state(program: Any) -> None:
-    if changed := sorted(n.rpartition("inner.")[2].removeprefix("module.") for n in _mutated(program)):
+    if changed := sorted(map(_own_name, _mutated(program))):
         raise ConversionError(
             f"The module changes its buffers {', '.join(changed)} at each call: a Python side effect that a program "
             "does not share with its caller.",
@@ -222,7 +226,7 @@ def _refuse_fixed(program: Any, specs: Sequence[TensorSpec]) -> None:
             if wanted == -1 and isinstance(size, int):
                 raise ConversionError(
                     f"Dimension {axis} of {spec.name!r} is declared as dynamic, and the module fixes it to {size}.",
-                    hint="Declare its size, or remove what depends on it (a reshape to a fixed size, a position table).",
+                    hint="Declare its size, or remove what depends on it (a reshape to one size, a position table).",
                 )
 
 

@@ -15,12 +15,12 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "keras": ("edge.sources.keras", "KerasSource"),
     "torch": ("edge.sources.torch", "TorchSource"),
     "litert": ("edge.sources.litert", "LiteRTSource"),
+    "onnx": ("edge.sources.onnx", "OnnxSource"),
 }
 ACCEPTED = (
     "Keras .keras and .h5 with the whole model, PyTorch file.py:factory and .pt2 (torch.export.save), and float .tflite"
 )
 _NOT_YET: dict[Content, tuple[str, str]] = {
-    "onnx": ("an ONNX model", "Give the PyTorch or Keras model that it was exported from."),
     "saved-model": ("a TensorFlow SavedModel", "Give the Keras model saved with model.save('model.keras')."),
     "frozen-graph": (
         "a frozen TensorFlow graph (.pb)",

@@ -23,6 +23,7 @@ from edge.measure.latency_record import PROFILES, Latency, Setting
 from edge.measure.metric import Metric
 from edge.measure.store import OutputReader
 from edge.signature import Signature, TensorSpec
+from edge.stages import rounding
 from edge.targets import registry
 from edge.targets.base import Session
 
@@ -47,6 +48,13 @@ def to_program(spec: TensorSpec, values: Array) -> Array:
 def from_program(spec: TensorSpec, values: Array) -> Array:
     """Return a program's output as real values."""
     return values if spec.quantization is None else affine.dequantize(values, spec.quantization)
+
+
+def run_real(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run one sample, given and returned as real values."""
+    signature = session.signature
+    stored = session.run({t.name: to_program(t, inputs[t.name]) for t in signature.inputs})
+    return {t.name: from_program(t, stored[t.name]) for t in signature.outputs}
 
 
 class Subject:
@@ -99,7 +107,11 @@ def check_programs(request: dict[str, Any], progress: Progress) -> dict[str, Any
     results = []
     for subject, wanted in zip(subjects, request["programs"], strict=True):
         write_golden(Path(wanted["golden"]), subject.golden)
-        results.append(_summary(floats, carrier, subject, wanted["kernels"], carrier_findings))
+        summary = _summary(floats, carrier, subject, wanted["kernels"], carrier_findings)
+        if wanted["runtime"] == "edgetpu":
+            progress("disturbing the rounding as the Edge TPU may", None)
+            summary["rounding"] = rounding.sensitivity(Path(wanted["path"]), samples, reference, make, run_real)
+        results.append(summary)
     return {"programs": results}
 
 

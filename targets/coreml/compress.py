@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def refuse_activations() -> None:
     """Raise QuantizationError where this host cannot calibrate a Core ML program."""
     if sys.platform != "darwin":
         raise QuantizationError(
-            f"Quantizing the activations of a Core ML program runs the program, which needs macOS; this is {sys.platform}.",
+            f"Quantizing the activations of a Core ML program means running it, and this is {sys.platform}, not macOS.",
             hint="Build on a Mac, use the recipe weight-only (int8 weights) or float16 here, or "
             "`--runtime executorch` for int8 activations.",
         )
@@ -121,18 +121,31 @@ def emulate(program: Any, held: tuple[Stored, ...], recipe: Recipe) -> tuple[int
 
 
 def _recognized(weight: Array, held: list[Stored]) -> tuple[int | None, Array]:
+    """Return the index of the stored weight that this one became, and this one quantized in the same way."""
     for axis in range(min(weight.ndim, 2)):
         others = tuple(i for i in range(weight.ndim) if i != axis)
         scale = np.maximum(np.abs(weight).max(axis=others, keepdims=True), 1e-30) / _LEVELS
         integers = np.rint(weight / scale)
         for at, one in enumerate(held):
-            if one.values.shape == weight.shape and _agree(integers, one.values):
+            if any(_agree(form, one.values) for form in _forms(integers)):
                 return at, np.asarray(integers * scale, np.float32)
     return None, weight
 
 
+def _forms(integers: Array) -> Iterator[Array]:
+    """Yield a weight as Core ML may store it: as it is, transposed, an LSTM's gates in the order i, f, o, g."""
+    yield integers
+    if integers.ndim == 2:
+        yield integers.T
+        if len(integers) % 4 == 0:
+            i, f, g, o = np.split(integers, 4)
+            yield np.concatenate([i, f, o, g])
+
+
 def _agree(one: Array, two: Array) -> bool:
     """Tell whether integers agree within one step (halves round differently in float16), signs aside."""
+    if one.shape != two.shape:
+        return False
     close = np.abs(np.abs(one) - np.abs(two.astype(np.float64))) <= 1
     varied = len(np.unique(np.abs(two))) > 2
     return bool(varied and close.mean() >= _MATCH)

@@ -103,7 +103,9 @@ def pixels(spec: TensorSpec, image: Image, values: Array) -> NDArray[np.uint8]:
     last = plain if spec.layout == "NHWC" else np.moveaxis(plain, 0, -1)
     raw = np.clip(np.rint((last - np.asarray(image.bias)) / image.scale), 0, 255).astype(np.uint8)
     # A Pillow image is always RGB; Core ML swaps for a model that wants BGR.
-    return raw[..., 0] if image.colour == "gray" else raw[..., ::-1] if image.colour == "bgr" else raw
+    if image.colour == "gray":
+        return np.ascontiguousarray(raw[..., 0])
+    return np.ascontiguousarray(raw[..., ::-1] if image.colour == "bgr" else raw)
 
 
 def dump(contract: Contract) -> str:

@@ -122,7 +122,10 @@ def traced(exported: Exported) -> Any:
 def _convert(ct: Any, source: Any, exported: Exported, contract: Contract, *, minimum: str, half: bool) -> Any:
     shapes = example_shapes(exported)
     inputs = [_input(ct, contract, t, s) for t, s in zip(contract.signature.inputs, shapes, strict=True)]
-    outputs = [ct.TensorType(name=contract.features[t.name]) for t in contract.signature.outputs]
+    # Without a dtype, half-precision programs have half-precision ends from iOS16 on.
+    outputs = [
+        ct.TensorType(name=contract.features[t.name], dtype=np.dtype(t.dtype).type) for t in contract.signature.outputs
+    ]
     return ct.convert(
         source,
         inputs=inputs,
@@ -150,7 +153,10 @@ def _input(ct: Any, contract: Contract, spec: TensorSpec, shape: tuple[int, ...]
 
 
 def save(model: Any, path: Path, metadata: Mapping[str, str], fields: Mapping[str, str]) -> None:
-    """Write the package; `fields` are author, license, version and short_description. The same model gives the same files."""
+    """Write the package; `fields` are author, license, version and short_description.
+
+    The same model gives the same files.
+    """
     for name, value in fields.items():
         setattr(model, name, value)
     for key in list(model.user_defined_metadata):

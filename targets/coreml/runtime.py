@@ -14,7 +14,8 @@ from edge.errors import ConfigError, DataError, QuantizationError, UsageError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.targets.base import Carrier, Inspection, Model, Program, Session, Target
-from edge.targets.coreml import compress, contract as contracts, convert, inspect, session
+from edge.targets.coreml import compress, convert, inspect, session
+from edge.targets.coreml import contract as contracts
 from edge.targets.coreml.contract import Contract
 from edge.targets.coreml.convert import Converted
 from edge.targets.torch_common import (
@@ -120,7 +121,7 @@ class CoreML:
     def _refuse(self, model: Model, recipe: Recipe) -> None:
         if model.carrier != self.carrier:
             raise QuantizationError(f"Core ML builds from the exported carrier, not from {model.carrier}.")
-        if recipe.name not in self.recipes:
+        if recipe.name not in self.recipes:  # the name, not the kind: no refinement of int8 is made here
             raise QuantizationError(
                 f"The Core ML runtime does not make {recipe.name}; accepted: {', '.join(self.recipes)}.",
                 hint="weight-only has int8 weights with one scale per channel.",
@@ -179,7 +180,7 @@ def _findings(
         yield Finding(
             rule="CORE_ML_NOT_RUN",
             severity="warning",
-            message=f"The package was checked in structure only: this is {sys.platform}, and Core ML runs on macOS and iOS.",
+            message=f"Only the structure was checked: Core ML runs on macOS and iOS, and this is {sys.platform}.",
             fix="Run `edgekit check ARTIFACT` on a Mac.",
         )
     for name in unfit:
@@ -196,7 +197,7 @@ def _findings(
             rule="CLASSIFIER_VALUES",
             severity="info",
             op=contract.classifier,
-            message=f"The app reads {contract.classifier!r} as {contracts.PROBABILITIES}: the values of the model, by label.",
+            message=f"The app reads {contract.classifier!r} as {contracts.PROBABILITIES}: the model's values by label.",
         )
     if unmatched:
         yield Finding(

@@ -116,7 +116,7 @@ def predictor(path: Path) -> Predict:
     if sys.platform != "darwin":
         raise DeviceError(
             f"Core ML runs on macOS and iOS only; this is {sys.platform}.",
-            hint="Run `edgekit check ARTIFACT` on a Mac, or choose the kernels `torch` to run the package's weights here.",
+            hint="Run `edgekit check ARTIFACT` on a Mac, or choose the kernels `torch`: its weights in PyTorch.",
         )
     with tools() as ct:
         try:

@@ -67,10 +67,12 @@ def predict_program(
     multiple_subgraphs: bool = False,
     min_runtime_version: int = DEFAULT_RUNTIME,
     hosts: Mapping[str, str] | None = None,
+    available_bytes: int | None = None,
 ) -> Prediction:
     """Predict placement, memory and latency of a program given as bytes, path or `ModelT`.
 
-    `hosts` maps a connection to the CPU class that runs the unmapped operators, where it is not the usual one.
+    `available_bytes` is what models compiled together before this one leave of the cache. `hosts` maps a connection to
+    the CPU class that runs the unmapped operators, where it is not the usual one.
 
     Raises SourceError for what is no valid flatbuffer, UsageError for a runtime version that does not exist.
     """
@@ -84,7 +86,7 @@ def predict_program(
     loaded = flatbuffer.load(model, name=name) if isinstance(model, bytes | Path) else model
     graph = flatbuffer.graph(loaded)
     placed = placement.predict(graph, multiple_subgraphs=multiple_subgraphs, min_runtime_version=min_runtime_version)
-    parameters = memory.plan(graph, placed, min_runtime_version=min_runtime_version)
+    parameters = memory.plan(graph, placed, min_runtime_version=min_runtime_version, available_bytes=available_bytes)
     used = memory.activations(graph, placed)
     # Without a mapped operator the chip does nothing, and a time for it would be one of the CPU.
     latency = (
@@ -100,6 +102,15 @@ def predict_program(
         latency_ms=latency,
         findings=(*refusals(graph, subgraphs=len(loaded.subgraphs)), *_advice(graph, placed, parameters, used)),
     )
+
+
+def shared_cache(models: Sequence[Path]) -> int:
+    """Return the bytes of cache that models compiled together share: the least that any of them leaves."""
+    limits = []
+    for path in models:
+        graph = flatbuffer.graph(flatbuffer.load(path))
+        limits.append(memory.cache_limit(graph, placement.predict(graph)))
+    return min(limits)
 
 
 def refusals(graph: Graph, *, subgraphs: int = 1) -> tuple[Finding, ...]:

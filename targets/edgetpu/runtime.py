@@ -13,9 +13,9 @@ from edge.errors import QuantizationError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.targets.base import Carrier, Inspection, Model, Operator, Program, Session, Target
-from edge.targets.edgetpu import compiler, finish, normalize, package
+from edge.targets.edgetpu import compiler, devices, finish, normalize, package
 from edge.targets.edgetpu.predict import Prediction, predict_program
-from edge.targets.litert import flatbuffer
+from edge.targets.litert import contract, flatbuffer
 from edge.targets.litert import inspect as litert_inspect
 from edge.targets.litert.runtime import LiteRT
 from edge.targets.litert.session import to_program
@@ -40,7 +40,7 @@ class EdgeTPU:
     carrier: Carrier = "litert"
     suffix = ".tflite"
     recipes: tuple[str, ...] = ("int8",)
-    kernel_sets: tuple[str, ...] = LiteRT.kernel_sets
+    kernel_sets: tuple[str, ...] = (*LiteRT.kernel_sets, ON_CHIP)
 
     def __init__(self) -> None:
         self._litert = LiteRT()
@@ -79,16 +79,36 @@ class EdgeTPU:
             multiple_subgraphs=bool(options.get("multiple_subgraphs", False)),
             min_runtime_version=int(options.get("min_runtime_version", 14)),
             hosts=_hosts(hardware),
+            available_bytes=options.get("available_bytes"),
         )
         return _predicted(base, prediction)
 
     def open(self, path: Path, *, kernels: str, threads: int) -> Session:
-        """Load the int8 program with CPU kernels; the chip itself is reached by `edge.targets.edgetpu.devices`."""
+        """Load the int8 program with CPU kernels, or a compiled one on a Coral: `edgetpu`, `edgetpu:usb:0`."""
+        if kernels.startswith(ON_CHIP):
+            return DeviceSession(path, kernels.partition(":")[2] or None)
         return self._litert.open(path, kernels=kernels, threads=threads)
 
     def open_carrier(self, path: Path) -> Session:
         """Load the float carrier."""
         return self._litert.open_carrier(path)
+
+
+class DeviceSession:
+    """A compiled program on an attached Coral, by signature names."""
+
+    def __init__(self, path: Path, device: str | None) -> None:
+        loaded = flatbuffer.load(path)
+        self.signature = contract.signature_of(loaded)
+        names, graph = contract.contract_of(loaded), flatbuffer.graph(loaded)
+        self._inputs = {name: graph.tensors[t].name for name, t in names.inputs.items()}
+        self._outputs = {name: graph.tensors[t].name for name, t in names.outputs.items()}
+        self.device = devices.open_edgetpu(path, device)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once. Raises DeviceError."""
+        found = self.device.run({self._inputs[name]: value for name, value in inputs.items()})
+        return {name: found[tensor] for name, tensor in self._outputs.items()}
 
 
 def _hosts(hardware: Mapping[str, Any]) -> dict[str, str]:

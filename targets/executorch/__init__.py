@@ -1,0 +1,1 @@
+"""ExecuTorch: `.pte` programs for phones and boards, from exported PyTorch graphs."""

@@ -59,7 +59,7 @@ def _suite(view: program.View, vectors: Sequence[Vector]) -> Any:
 
 
 def verify_bundled(path: Path, *, relative: float = 1e-3, absolute: float = 1e-4) -> int:
-    """Run a `.bpte` on this host and return how many vectors it repeats; raise ArtifactError at the first it does not."""
+    """Run a `.bpte` here and return how many vectors it repeats; raise ArtifactError at the first that it does not."""
     from executorch.devtools.bundled_program.serialize import deserialize_from_flatbuffer_to_bundled_program
     from executorch.extension.pybindings import portable_lib
 

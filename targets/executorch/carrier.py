@@ -134,7 +134,7 @@ class ExportedSession:
 
 
 def as_tensors(signature: Signature, inputs: Mapping[str, Array]) -> list[Any]:
-    """Return the inputs as torch tensors in the signature's order. Raises DataError for a wrong name, shape or dtype."""
+    """Return the inputs as tensors in the signature's order. Raises DataError for a wrong name, shape or dtype."""
     import torch
 
     known = {t.name for t in signature.inputs}

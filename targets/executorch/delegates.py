@@ -20,10 +20,10 @@ Options = Mapping[str, Any]
 class Delegate:
     """One backend.
 
-    `backend` is the id that a `.pte` names, None for the portable kernels. A recipe that is not in `recipes` is refused.
-    `needs` maps an importable module to the command that brings it; `sdk` is the environment variable with the folder of
-    an SDK, and what to do without it. `half` tells that float16 means a program that computes in float16 throughout, ends
-    excepted; `overrides` that its quantizer leaves out single operators.
+    `backend` is the id that a `.pte` names, None for the portable kernels. A recipe that is not in `recipes` is
+    refused. `needs` maps an importable module to the command that brings it; `sdk` is the environment variable with the
+    folder of an SDK, and what to do without it. `half` tells that float16 means a program that computes in float16
+    throughout, ends excepted; `overrides` that its quantizer leaves out single operators.
     """
 
     name: str

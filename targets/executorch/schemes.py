@@ -18,7 +18,7 @@ _WEIGHT_ARGUMENT = 1
 
 
 def _weight(bits: int, granularity: Granularity, *, axis: int = 0) -> Any:
-    """Return the spec of symmetric weights: [-127, 127] for 8 bits; [-8, 7] for 4, which XNNPACK packs two to a byte."""
+    """Return the spec of symmetric weights: [-127, 127] for 8 bits, [-8, 7] for 4 (XNNPACK packs two to a byte)."""
     import torch
     from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
     from torchao.quantization.pt2e.quantizer import QuantizationSpec

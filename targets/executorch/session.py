@@ -135,6 +135,6 @@ def not_run_finding(lacking: Sequence[str]) -> Finding:
     return Finding(
         rule="NOT_RUN_HERE",
         severity="warning",
-        message=f"{', '.join(lacking)} cannot run on this host: accuracy is that of the exported graph before lowering.",
+        message=f"{', '.join(lacking)} cannot run here: accuracy is that of the exported graph before lowering.",
         fix="Check the artifact on the device itself; its rounding and its unsupported operators show only there.",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 _BIASED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
 # Runs of the program in all, shared among its layers; and how many samples that may come to.
 _RUNS, _LEAST, _MOST = 3200, 16, 256
-_MOST_BYTES = 128 * 2**20
 _HELD_OUT = 64
 
 
@@ -57,7 +55,7 @@ def correct(
     measured with the layers before it corrected already. Every fourth sample is held out to judge by.
     """
     layers = _layers(flatbuffer.load(source), flatbuffer.load(program))
-    inputs = _inputs(samples, min(_MOST, max(_LEAST, _RUNS // max(1, len(layers)))) + _HELD_OUT)
+    inputs = probe.spread_inputs(samples, min(_MOST, max(_LEAST, _RUNS // max(1, len(layers)))) + _HELD_OUT)
     if not layers or len(inputs) < 2:
         return None
     held = inputs[::4][:_HELD_OUT]
@@ -68,9 +66,8 @@ def correct(
         channels += _correct_layer(model, layer, used, wanted[layer.source])
         progress("correcting biases", (number + 1) / len(layers))
     made = flatbuffer.dump(model)
-    opened = session.LiteRTSession(source, kernels="xnnpack", threads=1)
-    references = [opened.run(v) for v in held]
-    before, after = (probe.snr_db(p, held, references) for p in (program, made))
+    references = probe.outputs(source, held)
+    before, after = (probe.snr_db(probe.outputs(p, held), references) for p in (program, made))
     return Corrected(
         program=made if after > before else program,
         kept=after > before,
@@ -88,15 +85,6 @@ class _Layer:
     source: int
     output: int
     bias: int
-
-
-def _inputs(samples: Iterable[Any], count: int) -> list[Mapping[str, Array]]:
-    first = next(iter(samples), None)
-    if first is None:
-        return []
-    size = sum(np.asarray(v).nbytes for v in first.inputs.values())
-    most = max(_LEAST, _MOST_BYTES // max(1, size))
-    return [dict(s.inputs) for s in itertools.islice(samples, min(count, most))]
 
 
 def _layers(source: Any, program: Any) -> list[_Layer]:
@@ -117,7 +105,7 @@ def _layers(source: Any, program: Any) -> list[_Layer]:
 
 
 def _channel_means(values: Array) -> Floats:
-    return values.reshape(-1, values.shape[-1]).mean(axis=0, dtype=np.float64)
+    return np.asarray(values.reshape(-1, values.shape[-1]).astype(np.float64).mean(axis=0))
 
 
 def _float_means(source: bytes, inputs: Sequence[Mapping[str, Array]], layers: Sequence[_Layer]) -> dict[int, Floats]:
@@ -142,12 +130,12 @@ def _correct_layer(model: Any, layer: _Layer, inputs: Sequence[Mapping[str, Arra
         fed = {s.name: session.to_program(s, np.asarray(values[s.name])) for s in opened.signature.inputs}
         opened.invoke(fed)
         stored = opened.tensor(layer.output)
-        inside = (stored > limits.min) & (stored < limits.max)
+        inside = (stored != limits.min) & (stored != limits.max)
         active.append(_channel_means(inside))
         found.append(_channel_means(affine.dequantize(stored, tensor.quantization)))
     delta = arithmetic.correction(wanted - np.stack(found), np.mean(active, axis=0))
     raw = model.subgraphs[0].tensors[layer.bias]
-    bias = flatbuffer.constant(model, raw)
+    bias: Any = flatbuffer.constant(model, raw)
     step = flatbuffer.graph(model).tensors[layer.bias].quantization
     if bias is None or step is None or bias.size != delta.size:
         return 0

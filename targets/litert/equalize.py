@@ -109,7 +109,8 @@ def _reads_channels(
         return False
     channels = graph.tensors[first.outputs[0]].shape[-1]
     axis = _READERS[second.name]
-    return weights.shape[3 if axis is None else axis] == channels == graph.tensors[second.inputs[0]].shape[-1]
+    read = weights.shape[3 if axis is None else axis]
+    return bool(read == channels == graph.tensors[second.inputs[0]].shape[-1])
 
 
 def _scale(model: Any, pair: Pair, peaks: Floats, recipe: Recipe) -> int:
@@ -133,7 +134,8 @@ def _scale(model: Any, pair: Pair, peaks: Floats, recipe: Recipe) -> int:
 
 
 def _magnitudes(weights: NDArray[Any], axis: int) -> Floats:
-    return np.abs(np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)).max(axis=1).astype(np.float64)
+    flat = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1).astype(np.float64)
+    return np.asarray(np.abs(flat).max(axis=1))
 
 
 def _multiply(model: Any, tensor: Any, scales: Floats, axis: int) -> None:
@@ -141,4 +143,4 @@ def _multiply(model: Any, tensor: Any, scales: Floats, axis: int) -> None:
     assert values is not None
     shape = [1] * values.ndim
     shape[axis] = scales.size
-    edit.set_constant(model, tensor, (values * scales.reshape(shape)).astype(np.float32))
+    edit.set_constant(model, tensor, (values.astype(np.float64) * scales.reshape(shape)).astype(np.float32))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.targets.litert import session
+from edge.calibration.data import spread
+from edge.targets.litert import flatbuffer, session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
+
+_WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
+_LEAST = 16
+_MOST_BYTES = 128 * 2**20
 
 
 def channel_peaks(
@@ -24,43 +30,59 @@ def channel_peaks(
     for sample in samples:
         opened.invoke(sample.inputs)
         for index in tensors:
-            values = np.abs(opened.tensor(index))
-            peaks = values.reshape(-1, values.shape[-1]).max(axis=0).astype(np.float64)
+            values = np.abs(opened.tensor(index).astype(np.float64))
+            peaks = values.reshape(-1, values.shape[-1]).max(axis=0)
             found[index] = np.maximum(found[index], peaks) if index in found else peaks
     return found
 
 
-class Noise:
-    """Signal and noise of each output against float references, summed over samples, in bounded memory."""
+def spread_inputs(samples: Iterable[Any], count: int) -> list[dict[str, Any]]:
+    """Return the inputs of up to `count` samples, spread evenly where the number of samples is known, else the first.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
-
-    def add(self, reference: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        """Take the outputs of one sample; integer outputs (class numbers) count as they are."""
-        for name, wanted in reference.items():
-            real = np.asarray(wanted, np.float64)
-            sums = self._sums.setdefault(name, [0.0, 0.0])
-            sums[0] += float(np.sum(real * real))
-            sums[1] += float(np.sum((np.asarray(found[name], np.float64) - real) ** 2))
-
-    @property
-    def snr_db(self) -> float:
-        """The mean over outputs of 10 log10(signal / noise), each within 0 noise -> 100 dB and no signal -> 0 dB."""
-        values = [_db(signal, noise) for signal, noise in self._sums.values()]
-        return float(np.mean(values)) if values else 0.0
+    At most 128 MB are held, but 16 samples in any case.
+    """
+    first = next(iter(samples), None)
+    if first is None:
+        return []
+    size = sum(np.asarray(v).nbytes for v in first.inputs.values())
+    count = min(count, max(_LEAST, _MOST_BYTES // max(1, size)))
+    total = getattr(samples, "count", None)
+    if not isinstance(total, int):
+        total = len(samples) if isinstance(samples, Sized) else None
+    chosen = set(spread(total, count)) if total is not None else set(range(count))
+    return [dict(s.inputs) for i, s in enumerate(itertools.islice(samples, max(chosen) + 1)) if i in chosen]
 
 
-def _db(signal: float, noise: float) -> float:
-    if noise <= 0:
-        return 100.0
-    return float(np.clip(10 * np.log10(max(signal, 1e-30) / noise), -100.0, 100.0))
+def outputs(program: bytes, inputs: Iterable[Mapping[str, Any]], *, threads: int = 1) -> list[dict[str, Any]]:
+    """Return the real-valued outputs of a program, float or quantized, for each of the inputs."""
+    opened = session.LiteRTSession(program, kernels="builtin", threads=threads)
+    return [session.run_float(opened, values) for values in inputs]
 
 
-def snr_db(program: bytes, inputs: Iterable[Mapping[str, Any]], references: Iterable[Mapping[str, Any]]) -> float:
-    """Return the mean signal-to-noise ratio of a program's outputs against float references, in dB."""
-    opened = session.LiteRTSession(program, kernels="builtin", threads=1)
-    noise = Noise()
-    for values, wanted in zip(inputs, references, strict=True):
-        noise.add(wanted, session.run_float(opened, values))
-    return noise.snr_db
+def snr_db(found: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> float:
+    """Return how far outputs are from float references: -10 log10 of the mean of noise / signal, in dB, -100 to 100.
+
+    The ratio is taken per sample and output before the mean: else the samples with the largest values would decide
+    alone, while a classifier errs on those with small margins. Signals below 1e-3 of an output's mean count as that.
+    """
+    ratios = []
+    for name in references[0] if references else ():
+        wanted = np.stack([np.asarray(r[name], np.float64).reshape(-1) for r in references])
+        got = np.stack([np.asarray(f[name], np.float64).reshape(-1) for f in found])
+        signal, noise = (wanted**2).sum(axis=1), ((got - wanted) ** 2).sum(axis=1)
+        ratios.append(float(np.mean(noise / np.maximum(signal, max(1e-3 * signal.mean(), 1e-30)))))
+    return float(np.clip(-10 * np.log10(max(np.mean(ratios), 1e-10)), -100, 100)) if ratios else 0.0
+
+
+def operations(program: bytes) -> int:
+    """Return the multiplications of one run, those of convolutions and dense layers, and one per other output value."""
+    graph = flatbuffer.graph(flatbuffer.load(program))
+    total = 0
+    for op in graph.ops:
+        for t in op.outputs:
+            weights = graph.tensors[op.inputs[1]] if op.name in _WEIGHTED else None
+            per_value = (
+                weights.elements // max(1, graph.tensors[t].shape[-1]) if weights and graph.tensors[t].shape else 1
+            )
+            total += graph.tensors[t].elements * max(1, per_value)
+    return total

@@ -26,6 +26,7 @@ from edge.targets.litert import (
     ptq,
     repair,
     tryout,
+    tune,
 )
 from edge.targets.litert.coverage import Coverage
 
@@ -72,7 +73,8 @@ def quantize(
     restored = prepare.quantizable(model, static=recipe.needs_calibration)
     _refuse_single_use(recipe, samples)
     magnitude = repair.patch_masks(model, samples) if recipe.needs_calibration and samples is not None else None
-    ranges, refined = None, {}
+    ranges: Ranges | None = None
+    refined: dict[str, Any] = {}
     if recipe.needs_calibration and samples is not None:
         ranges, refined = _calibrated(model, recipe, samples, threads, progress)
     program = flatbuffer.dump(model)
@@ -107,6 +109,10 @@ def _calibrated(
     estimator = estimators.for_recipe(recipe)
     ranges = calibrate.collect(flatbuffer.dump(model), samples, estimator, threads=threads, progress=progress)
     ranges = fixed.apply(model, ranges, recipe)
+    if recipe.tune_ranges:
+        tuned = tune.tune(flatbuffer.dump(model), ranges, recipe, samples, progress)
+        ranges = tuned.ranges if tuned else ranges
+        refined["tuned_ranges"] = tuned.to_json() if tuned else None
     repair.lift_dead_channels(model, ranges, 32767 if recipe.scheme == "int8x16" else 255)
     return ranges, refined
 

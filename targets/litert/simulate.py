@@ -15,7 +15,7 @@ from edge.calibration import affine
 from edge.calibration.ranges import Ranges
 from edge.calibration.recipe import Recipe
 from edge.signature import Quantization
-from edge.targets.litert import contract, edit, flatbuffer
+from edge.targets.litert import edit, flatbuffer
 
 # Operators whose constant second input is quantized per channel, and the axis of its output channels.
 CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
@@ -35,22 +35,37 @@ def weight_quantization(values: Any, axis: int | None) -> Quantization:
     return Quantization(scale=scales, zero_point=(0,) * len(scales), axis=axis)
 
 
-def simulated(
-    program: bytes, ranges: Ranges, recipe: Recipe, *, weights: Collection[int], activations: Collection[str]
-) -> bytes:
-    """Return the float program with the constants of the operators at indices `weights`, and the tensors named in
-    `activations`, quantized and dequantized as the recipe has it (int8 or int16 activations, int8 weights).
+class Simulation:
+    """A float program in which the constants of the operators at indices `weights`, and the tensors named in
+    `activations`, are quantized and dequantized as the recipe has it (int8 or int16 activations, int8 weights).
 
     Names without a range are passed over. Biases stay float: int32 in steps of s_in * s_w is finer than float32 needs.
     """
-    model = flatbuffer.load(program)
-    view = flatbuffer.graph(model)
-    for op in view.ops:
-        if op.index in weights:
-            _round_weights(model, view, op, recipe)
-    chosen = {t.index: ranges[t.name] for t in view.tensors if t.name in activations and t.name in ranges}
-    _insert(model, chosen, "int16" if recipe.scheme == "int8x16" else "int8")
-    return flatbuffer.dump(model)
+
+    def __init__(
+        self, program: bytes, ranges: Ranges, recipe: Recipe, *, weights: Collection[int], activations: Collection[str]
+    ) -> None:
+        self._model = flatbuffer.load(program)
+        self._dtype = "int16" if recipe.scheme == "int8x16" else "int8"
+        view = flatbuffer.graph(self._model)
+        for op in view.ops:
+            if op.index in weights:
+                _round_weights(self._model, view, op, recipe)
+        chosen = {t.index: t.name for t in view.tensors if t.name in activations and t.name in ranges}
+        self._stored = _insert(self._model, chosen, self._dtype)
+        for name in self._stored:
+            self.set_range(name, ranges[name])
+
+    def set_range(self, tensor: str, limits: tuple[float, float]) -> None:
+        """Quantize a simulated activation over another interval; raise KeyError for one that is not simulated."""
+        parameters = affine.parameters(*limits, self._dtype, symmetric=self._dtype == "int16")
+        quantization = self._stored[tensor].quantization
+        quantization.scale = np.asarray(parameters.scale, np.float32)
+        quantization.zeroPoint = np.asarray(parameters.zero_point, np.int64)
+
+    def program(self) -> bytes:
+        """Return the flatbuffer; its inputs and outputs are the float program's."""
+        return flatbuffer.dump(self._model)
 
 
 def _round_weights(model: Any, view: flatbuffer.Graph, op: flatbuffer.Op, recipe: Recipe) -> None:
@@ -67,54 +82,48 @@ def _round_weights(model: Any, view: flatbuffer.Graph, op: flatbuffer.Op, recipe
         edit.set_constant(model, model.subgraphs[0].tensors[index], affine.dequantize(stored, parameters))
 
 
-def _insert(model: Any, chosen: Mapping[int, tuple[float, float]], dtype: str) -> None:
-    """Let all readers of the chosen tensors read them after QUANTIZE and DEQUANTIZE."""
-    if not chosen:
-        return
+def _insert(model: Any, chosen: Mapping[int, str], dtype: str) -> dict[str, Any]:
+    """Let all readers of the chosen tensors read them after QUANTIZE and DEQUANTIZE; return the integer tensors."""
     graph = model.subgraphs[0]
     renamed: dict[int, int] = {}
     operators: list[Any] = []
+    stored: dict[str, Any] = {}
 
-    def pass_through(tensor: int) -> None:
-        made, renamed[tensor] = _conversion(model, graph, tensor, chosen[tensor], dtype)
-        operators.extend(made)
+    def pass_through(tensors: Any) -> None:
+        for tensor in (int(t) for t in tensors):
+            if tensor in chosen:
+                made, stored[chosen[tensor]], renamed[tensor] = _conversion(model, graph, tensor, dtype)
+                operators.extend(made)
 
-    for tensor in graph.inputs:
-        if int(tensor) in chosen:
-            pass_through(int(tensor))
+    pass_through(graph.inputs)
     for op in graph.operators:
         op.inputs = np.asarray([renamed.get(int(t), int(t)) for t in op.inputs], np.int32)
         operators.append(op)
-        for tensor in op.outputs:
-            if int(tensor) in chosen:
-                pass_through(int(tensor))
+        pass_through(op.outputs)
     graph.operators = operators
-    names = contract.contract_of(model)
     graph.outputs = np.asarray([renamed.get(int(t), int(t)) for t in graph.outputs], np.int32)
     for entry in (e for s in model.signatureDefs or () for e in s.outputs or ()):
-        tensor = names.outputs[flatbuffer.text(entry.name)]
-        entry.tensorIndex = renamed.get(tensor, tensor)
+        entry.tensorIndex = renamed.get(int(entry.tensorIndex), int(entry.tensorIndex))
+    return stored
 
 
-def _conversion(model: Any, graph: Any, tensor: int, limits: tuple[float, float], dtype: str) -> tuple[list[Any], int]:
+def _conversion(model: Any, graph: Any, tensor: int, dtype: str) -> tuple[list[Any], Any, int]:
+    """Append QUANTIZE and DEQUANTIZE of a tensor; return the operators, the integer tensor, the float one's index."""
     schema = flatbuffer.schema()
     source = graph.tensors[tensor]
-    parameters = affine.parameters(*limits, dtype, symmetric=dtype == "int16")
     indices = [tensor]
     for suffix, kind in (("quantized", dtype), ("dequantized", "float32")):
         made = schema.TensorT()
         made.name, made.buffer, made.type = source.name + f";{suffix}".encode(), 0, flatbuffer.dtype_code(kind)
         made.shape, made.shapeSignature = source.shape, source.shapeSignature
-        if kind == dtype:
-            made.quantization = schema.QuantizationParametersT()
-            made.quantization.scale = np.asarray(parameters.scale, np.float32)
-            made.quantization.zeroPoint = np.asarray(parameters.zero_point, np.int64)
         graph.tensors.append(made)
         indices.append(len(graph.tensors) - 1)
+    stored = graph.tensors[indices[1]]
+    stored.quantization = schema.QuantizationParametersT()
     operators = []
-    for name, version, (before, after) in (("QUANTIZE", 1, indices[:2]), ("DEQUANTIZE", 2, indices[1:])):
+    for name, version, ends in (("QUANTIZE", 1, indices[:2]), ("DEQUANTIZE", 2, indices[1:])):
         op = schema.OperatorT()
         op.opcodeIndex = edit.code_index(model, name, 3 if dtype == "int16" and name == "DEQUANTIZE" else version)
-        op.inputs, op.outputs = np.asarray([before], np.int32), np.asarray([after], np.int32)
+        op.inputs, op.outputs = np.asarray(ends[:1], np.int32), np.asarray(ends[1:], np.int32)
         operators.append(op)
-    return operators, indices[-1]
+    return operators, stored, indices[-1]

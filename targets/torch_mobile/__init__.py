@@ -1,0 +1,1 @@
+"""PyTorch Mobile (legacy): `.ptl` programs for the lite interpreter."""

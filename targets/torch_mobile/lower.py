@@ -64,7 +64,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def largest_difference(expected: Sequence[Any], found: Sequence[Any]) -> float:
-    """Return the largest of max |expected - found| / max |expected| over the outputs; infinity for another shape or NaN."""
+    """Return the largest max |expected - found| / max |expected| of the outputs; infinity for another shape or NaN."""
     import torch
 
     worst = 0.0
@@ -114,7 +114,10 @@ def save(module: Any, signature: Signature, path: Path) -> None:
 
 
 def verify(run: Callable[[Sequence[Any]], Sequence[Any]], module: Any, inputs: Sequence[Sequence[Any]]) -> float:
-    """Return the largest difference of the reloaded program (`run`) from its module; raise ConversionError above 1e-4."""
+    """Return the largest difference of the reloaded program (`run`) from its module.
+
+    Raises ConversionError above 1e-4.
+    """
     import torch
 
     worst = 0.0

@@ -150,7 +150,7 @@ def _recurrent(cls_name: str, states: int) -> Callable[[Builder, Any, Bound], An
 
 
 def _binary(function: Any) -> Callable[[Builder, Any, Bound], Any]:
-    def make(b: Builder, node: Any, a: Bound) -> Any:
+    def make(b: Builder, _node: Any, a: Bound) -> Any:
         if a.get("alpha", 1) != 1:
             return None
         return b.graph.call_function(function, (b.value(a["self"]), b.value(a["other"])))
@@ -161,7 +161,7 @@ def _binary(function: Any) -> Callable[[Builder, Any, Bound], Any]:
 def _function(where: str, *names: str, **fixed: Any) -> Callable[[Builder, Any, Bound], Any]:
     """Return a maker of a call of `where` (`torch.cat`) with the schema's arguments `names`, in this order."""
 
-    def make(b: Builder, node: Any, a: Bound) -> Any:
+    def make(b: Builder, _node: Any, a: Bound) -> Any:
         import torch
 
         module, _, function = where.rpartition(".")
@@ -191,7 +191,7 @@ def _fixed(where: str) -> Callable[[Builder, Any, Bound], Any]:
     return make
 
 
-def _reshape(b: Builder, node: Any, a: Bound) -> Any:
+def _reshape(b: Builder, _node: Any, a: Bound) -> Any:
     return b.graph.call_method("reshape", (b.value(a["self"]), b.value(a["size" if "size" in a else "shape"])))
 
 
@@ -232,7 +232,7 @@ def _relu(b: Builder, node: Any, a: Bound) -> Any:
 
 
 def _upsample(mode: str) -> Callable[[Builder, Any, Bound], Any]:
-    def make(b: Builder, node: Any, a: Bound) -> Any:
+    def make(b: Builder, _node: Any, a: Bound) -> Any:
         import torch
 
         given: dict[str, Any] = {"size": a["output_size"], "scale_factor": a["scale_factors"], "mode": mode}
@@ -243,7 +243,7 @@ def _upsample(mode: str) -> Callable[[Builder, Any, Bound], Any]:
     return make
 
 
-def _mean(b: Builder, node: Any, a: Bound) -> Any:
+def _mean(b: Builder, _node: Any, a: Bound) -> Any:
     import torch
 
     if a["dtype"] is not None or a["dim"] is None:
@@ -251,7 +251,7 @@ def _mean(b: Builder, node: Any, a: Bound) -> Any:
     return b.graph.call_function(torch.mean, (b.value(a["self"]), list(a["dim"]), a["keepdim"]))
 
 
-def _same(b: Builder, node: Any, a: Bound) -> Any:
+def _same(b: Builder, _node: Any, a: Bound) -> Any:
     """Leave out what only copies: after in-place operators are gone, nothing can tell the copy from the original."""
     if a.get("train") or a.get("memory_format") is not None:
         return None

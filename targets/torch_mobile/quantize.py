@@ -119,7 +119,7 @@ def static(
 
 
 def _prepared(program: Any, recipe: Recipe, example: tuple[Any, ...]) -> tuple[Rebuilt, Any]:
-    """Return the rebuilt module and its form with observers, where every saturating ReLU ends in an observer that clamps."""
+    """Return the rebuilt module and its form with observers: one that clamps follows every saturating ReLU."""
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import prepare_fx
 
@@ -212,15 +212,15 @@ def _static_result(rebuilt: Rebuilt, recipe: Recipe, module: Any, samples: int) 
 
 # Operators that move values, convert at a boundary or read an attribute: they compute nothing in float.
 _NEUTRAL = (
-    "quantize_per_tensor", "dequantize", "getitem", "reshape", "flatten", "permute", "transpose", "unsqueeze", "squeeze",
-    "select", "slice", "expand", "unbind", "split_with_sizes", "clone", "to",
-    "cat", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "interpolate", "relu", "ReLU", "ReLU6", "hardtanh",
-    "zeros", "zeros_like", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "size", "sym_size",
+    "quantize_per_tensor", "dequantize", "getitem", "reshape", "flatten", "permute", "transpose", "unsqueeze",
+    "squeeze", "select", "slice", "expand", "unbind", "split_with_sizes", "clone", "to",
+    "cat", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "interpolate", "relu", "ReLU", "ReLU6",
+    "contiguous", "zeros", "zeros_like", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "size", "sym_size",
 )  # fmt: skip
 
 
 def _kind(module: Any, node: Any) -> str:
-    """Return `quantized.NAME` of an operator with integer weights or arithmetic, `shape.NAME` of a neutral one, else its name."""
+    """Return `quantized.NAME` of an operator that computes in integers, `shape.NAME` of a neutral one, else NAME."""
     if node.op == "call_module":
         held = module.get_submodule(node.target)
         home, name = type(held).__module__, type(held).__name__
@@ -240,7 +240,7 @@ def _findings(rebuilt: Rebuilt, recipe: Recipe, module: Any, kept: Sequence[str]
         yield Finding(
             rule="RECURRENT_DYNAMIC",
             severity="info",
-            message="Recurrent layers have int8 weights and activations quantized at run time: PyTorch has no static form.",
+            message="Recurrent layers quantize their activations at run time: PyTorch has no static form of them.",
         )
     floats = [name for name in kept if name not in ("LSTM", "GRU", "Scripted")]
     if floats:
@@ -262,6 +262,6 @@ def _findings(rebuilt: Rebuilt, recipe: Recipe, module: Any, kept: Sequence[str]
             yield Finding(
                 rule="OVERRIDE_UNUSED",
                 severity="warning",
-                message=f"The override for operator {override.operator!r} and tensor {override.tensor!r} matches nothing.",
+                message=f"The override of operator {override.operator!r}, tensor {override.tensor!r} matches nothing.",
                 fix="Operators are ATen names (conv2d), tensors the names of the exported graph's nodes.",
             )

@@ -35,7 +35,8 @@ def rebuild(
 ) -> Rebuilt:
     """Rebuild an ExportedProgram; operators that an override keeps float stay ATen functions.
 
-    `saturate` makes ReLU of ReLU6, but for those named in `clamped`, to be quantized to at most 6. Raises ConversionError for control flow that TorchScript cannot hold.
+    `saturate` makes ReLU of ReLU6, but for those named in `clamped`, to be quantized to at most 6.
+    Raises ConversionError for control flow that TorchScript cannot hold.
     """
     from edge.targets.torch_common import quiet
 
@@ -195,7 +196,7 @@ def _values(operands: Sequence[Any], node: Any) -> list[Any]:
     """Return example tensors of a branch's operands."""
     import torch
 
-    values = [getattr(o, "meta", {}).get("val") for o in operands]
+    values: list[Any] = [getattr(o, "meta", {}).get("val") for o in operands]
     if not all(isinstance(v, torch.Tensor) and all(isinstance(d, int) for d in v.shape) for v in values):
         raise ConversionError(
             f"The control flow {node.name!r} passes something else than tensors of fixed shape to its branches.",

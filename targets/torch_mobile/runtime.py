@@ -90,8 +90,7 @@ class TorchMobile:
 
     def inspect(self, path: Path, target: Target | None, options: Mapping[str, Any]) -> Inspection:  # noqa: ARG002
         """Read the program's operators, the list for selective builds, and its bytecode version."""
-        found = inspect.inspect_program(path)
-        return found
+        return inspect.inspect_program(path)
 
     def open(self, path: Path, *, kernels: str, threads: int) -> LiteInterpreterSession:
         """Load the program. Raises SourceError for a damaged file, UsageError for an unknown kernel set."""
@@ -104,9 +103,11 @@ class TorchMobile:
     def _refuse(self, model: Model, recipe: Recipe, target: Target) -> None:
         if model.carrier != self.carrier:
             raise QuantizationError(f"PyTorch Mobile builds from the exported carrier, not from {model.carrier}.")
-        if recipe.name.partition("-")[0] not in self.recipes or recipe.weight_bits != 8:
+        refined = recipe.tune_ranges or recipe.equalize or recipe.bias_correction or recipe.rounding_layers
+        if recipe.kind not in self.recipes or refined:
             raise QuantizationError(
-                f"PyTorch Mobile does not run {recipe.name}; accepted: {', '.join(self.recipes)}.",
+                f"PyTorch Mobile does not make {recipe.name}; accepted: {', '.join(self.recipes)}, "
+                "int8 also per-tensor and with an estimator.",
                 hint="Use `--runtime executorch`.",
             )
         if recipe.scheme == "int8" and recipe.io != "float32":
@@ -174,7 +175,7 @@ def _legacy() -> Finding:
     return Finding(
         rule="LEGACY_RUNTIME",
         severity="warning",
-        message="PyTorch Mobile and its lite interpreter are deprecated and no longer developed; ExecuTorch replaced them.",
+        message="PyTorch Mobile and its lite interpreter are deprecated; ExecuTorch has replaced them.",
         fix=f"Migrate with `{_MIGRATE}`.",
     )
 
@@ -186,7 +187,7 @@ def _baked(exported: Exported) -> tuple[Finding, ...]:
         Finding(
             rule="SHAPES_BAKED",
             severity="warning",
-            message="Dynamic sizes of the exported program become those of its example inputs: a trace has fixed sizes.",
+            message="Dynamic sizes of the exported program become those of its example inputs.",
             fix="Use `--runtime executorch` for dynamic sizes, or declare the sizes that are wanted.",
         ),
     )

@@ -25,7 +25,7 @@ KERNEL_SETS = (ENGINE,)
 
 
 def read_contract(path: Path) -> Signature | None:
-    """Return the signature inside a `.ptl`, None in one that edgekit did not write. Raises SourceError for no `.ptl`."""
+    """Return the signature inside a `.ptl`, None where edgekit did not write it. Raises SourceError for no `.ptl`."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name.partition("/")[2]: name for name in archive.namelist()}

@@ -1,18 +1,16 @@
-"""An emulated board that is up: its own namespaces, and a real unprivileged sshd in front of it on loopback.
+"""An emulated board that is up: one process tree in namespaces of the user's own, without root rights.
 
-The board is one process tree in user, mount, PID, IPC and UTS namespaces of the user's own (no root rights), with the arm64
-root read-only, its /tmp and /home in memory, and the board's /proc and /sys files and `vcgencmd`. Every login enters these
-namespaces, so processes and files live between logins as on a real board. Needs Linux 6.7 (binfmt_misc per user namespace).
+It lives in user, mount, PID, IPC and UTS namespaces, with the arm64 root read-only, /tmp and /home in memory, and the
+board's /proc and /sys files and `vcgencmd`. Whoever enters finds the processes and files of those before, as on a real
+board. Needs Linux 6.7 (binfmt_misc per user namespace).
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import tempfile
@@ -49,7 +47,6 @@ ln -s /proc/self/fd dev/fd
 mkdir dev/shm dev/binfmt
 mount -t binfmt_misc none dev/binfmt
 printf '%s%s:F' "$5" "$3" >dev/binfmt/register
-umount dev/binfmt
 mount -t proc proc proc
 mount --bind "$2/proc/cpuinfo" proc/cpuinfo
 mount --bind "$2/sys" sys
@@ -60,9 +57,7 @@ mount -t tmpfs -o mode=755 edgekit run
 if [ -d data ]; then mount -t tmpfs -o mode=771,size="$4" edgekit data; mkdir -p data/local/tmp; fi
 mount --bind "$2/bin" usr/local/bin
 mount -o remount,bind,ro .
-: >"$2/up"
-trap : CHLD
-while :; do sleep 1000 & wait; done
+exec chroot . /bin/bash -c ': >/sys/edgekit/up; while :; do sleep 1000; done'
 """
 _VCGENCMD = """#!/bin/sh
 # Answers as the firmware tool of the Raspberry Pi does; the values are files that a test or a user may change.
@@ -75,31 +70,6 @@ case "$1" in
   *) echo "error=1 error_msg=\\"Command not registered\\"" ; exit 255 ;;
 esac
 """
-_SSHD_CONFIG = """
-Port {port}
-ListenAddress 127.0.0.1
-HostKey {place}/host_key
-AuthorizedKeysFile {place}/authorized_keys
-PidFile {place}/sshd.pid
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PubkeyAuthentication yes
-UsePAM no
-StrictModes no
-PermitRootLogin prohibit-password
-AllowTcpForwarding no
-X11Forwarding no
-Subsystem sftp internal-sftp
-ForceCommand {place}/login
-"""
-_LOGIN = """#!/bin/sh
-case "$SSH_ORIGINAL_COMMAND" in
-  internal-sftp | */sftp-server) set -- /usr/lib/openssh/sftp-server ;;
-  "") set -- /bin/bash -l ;;
-  *) set -- /bin/bash -c "$SSH_ORIGINAL_COMMAND" ;;
-esac
-exec {enter} "$@"
-"""
 
 
 class Board:
@@ -111,7 +81,7 @@ class Board:
     def __init__(self, name: str, *, disk: str = "512m", extra_bin: dict[str, str] | None = None) -> None:
         self.board = BOARDS[name]
         self._root = sysroot.require()
-        _need("unshare", "nsenter", "mount")
+        need("unshare", "nsenter", "mount")
         self.place = Path(tempfile.mkdtemp(prefix="edgekit-board-"))
         self._write_files({"vcgencmd": _VCGENCMD, **(extra_bin or {})})
         self._init: subprocess.Popen[bytes] | None = None
@@ -139,10 +109,10 @@ class Board:
             target.write_text(text, encoding="utf-8")
         (self.place / "bin").mkdir()
         for name, text in programs.items():
-            _executable(self.place / "bin" / name, text)
+            write_executable(self.place / "bin" / name, text)
 
     def set(self, name: str, value: str) -> None:
-        """Change what the board tells: `throttled` (0x50005), `temperature` (81.0), `clock_hz`, or a path below sys/."""
+        """Change what the board tells: `throttled` (0x50005), `temperature` (81.0), or a path below sys/."""
         path = self.place / (name if name.startswith("sys/") else f"sys/edgekit/{name}")
         path.write_text(value + "\n", encoding="utf-8")
 
@@ -159,9 +129,10 @@ class Board:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, "QEMU_CPU": self.board.cpu},
             )
         deadline = time.monotonic() + _BOOT_TIMEOUT_S
-        while not (self.place / "up").exists():
+        while not (self.place / "sys/edgekit/up").exists():
             if self._init.poll() is not None or time.monotonic() > deadline:
                 said = log.read_text(encoding="utf-8", errors="replace").strip()[-300:]
                 raise DeviceError(
@@ -176,20 +147,8 @@ class Board:
         assert self._init is not None
         inside = _child_of(self._init.pid)
         variables = [f"{k}={v}" for k, v in _ENVIRONMENT.items()] + [f"QEMU_CPU={self.board.cpu}"]
-        return [
-            *(
-                "nsenter",
-                f"--target={inside}",
-                "--user",
-                "--preserve-credentials",
-                "--mount",
-                "--pid",
-                "--uts",
-                "--ipc",
-            ),
-            *(f"--root=/proc/{inside}/root{self._root}", "--wd=/home/pi"),
-            *("/usr/bin/env", "-i", *variables),
-        ]
+        spaces = ("--user", "--preserve-credentials", "--mount", "--pid", "--uts", "--ipc", "--root")
+        return ["nsenter", f"--target={inside}", *spaces, "/usr/bin/env", "-i", "--chdir=/home/pi", *variables]
 
     def run(self, command: Sequence[str], *, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """Run a command on the board."""
@@ -202,3 +161,32 @@ class Board:
                 os.killpg(self._init.pid, signal.SIGKILL)
             self._init.wait()
         shutil.rmtree(self.place, ignore_errors=True)
+
+
+def need(*tools: str) -> None:
+    """Raise MissingPackageError for a tool that is not installed."""
+    for tool in tools:
+        if not shutil.which(tool):
+            raise MissingPackageError(f"{tool} is not installed.", hint="It is part of util-linux or openssh-client.")
+
+
+def write_executable(path: Path, text: str) -> None:
+    """Write a program text."""
+    path.write_text(text, encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+
+
+def children(pid: int) -> list[int]:
+    """Return the child processes of a process."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(word) for word in text.split()]
+
+
+def _child_of(pid: int) -> int:
+    """Return the board's init: the child that `unshare --fork` made."""
+    found = children(pid)
+    if not found:
+        raise DeviceError("The emulated board has stopped.")
+    return found[0]

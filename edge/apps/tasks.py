@@ -1,0 +1,199 @@
+"""Which postprocessing a model gets: from its task and the shapes of its outputs, and what the user says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.apps.contract import TensorContract
+from edge.apps.postprocess import Activation, BoxFormat, Kind, Postprocess
+from edge.errors import ConfigError
+from edge.signature import Task
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "kind": get_args(Kind),
+    "activation": get_args(Activation),
+    "box_format": get_args(BoxFormat),
+}
+_OUTPUTS = ("output", "boxes", "scores", "classes", "count")
+_EXAMPLE = "Example: kind=detection,boxes=out0,scores=out1,activation=sigmoid,iou_threshold=0.5"
+_NAME_PARTS = {"boxes": "box", "scores": "score", "classes": "class", "count": ("num", "count")}
+
+
+def parse(text: str, outputs: Sequence[TensorContract]) -> dict[str, Any]:
+    """Return the fields of `key=value` pairs separated by commas; raise ConfigError with every problem."""
+    known = {f.name: f.default for f in fields(Postprocess)}
+    found: dict[str, Any] = {}
+    problems = []
+    for pair in filter(None, (p.strip() for p in text.split(","))):
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if key not in known or key in found:
+            problems.append(f"{pair!r} is not one of {', '.join(f'{k}=' for k in known)}, each once")
+            continue
+        try:
+            found[key] = _value(key, value, known[key], outputs)
+        except ValueError as error:
+            problems.append(f"{key} is {value!r}; accepted: {error}")
+    if problems:
+        raise ConfigError(f"--postprocess: {'; '.join(problems)}", hint=_EXAMPLE)
+    return found
+
+
+def _value(key: str, text: str, default: Any, outputs: Sequence[TensorContract]) -> Any:
+    if key in _CHOICES:
+        if text not in _CHOICES[key]:
+            raise ValueError(", ".join(_CHOICES[key]))
+        return text
+    if key in _OUTPUTS:
+        return _output(text, outputs)
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise ValueError("true, false")
+        return text == "true"
+    return _number(text, type(default))
+
+
+def _output(text: str, outputs: Sequence[TensorContract]) -> int:
+    names = [t.name for t in outputs]
+    if text in names:
+        return names.index(text)
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    raise ValueError(f"a name of an output or its position, 0 to {len(names) - 1}")
+
+
+def _number(text: str, kind: type) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        raise ValueError("a number") from None
+    if not math.isfinite(number) or number < 0:
+        raise ValueError("a number of at least 0")
+    return number
+
+
+def resolve(
+    task: Task,
+    given: Mapping[str, Any],
+    inputs: Sequence[TensorContract],
+    outputs: Sequence[TensorContract],
+    golden: Mapping[str, NDArray[np.float32]],
+) -> Postprocess:
+    """Return the postprocessing: what is given, else by the task and the outputs' shapes; raise ConfigError.
+
+    `golden` holds real outputs by name, [vectors, ...]: a classifier whose outputs are no shares that sum to 1 gets a
+    softmax unless `activation` is given.
+    """
+    post = replace(Postprocess(kind=_KINDS[task]), **given)
+    height, width = _input_size(inputs)
+    if post.kind == "detection":
+        post = _detection(replace(post, input_height=height, input_width=width), given, outputs)
+    elif post.kind == "segmentation":
+        post = _segmentation(post, given, outputs, (height, width))
+    elif post.kind == "classification":
+        post = _classification(post, given, outputs, golden)
+    return post
+
+
+_KINDS: Mapping[Task, Kind] = {
+    "classification": "classification",
+    "detection": "detection",
+    "segmentation": "segmentation",
+    "regression": "raw",
+    "other": "raw",
+}
+
+
+def _input_size(inputs: Sequence[TensorContract]) -> tuple[int, int]:
+    for tensor in inputs:
+        if tensor.image:
+            return (tensor.shape[2], tensor.shape[3]) if tensor.layout == "NCHW" else (tensor.shape[1], tensor.shape[2])
+    return 1, 1
+
+
+def _classification(
+    post: Postprocess,
+    given: Mapping[str, Any],
+    outputs: Sequence[TensorContract],
+    golden: Mapping[str, NDArray[np.float32]],
+) -> Postprocess:
+    tensor = outputs[post.output]
+    classes = math.prod(tensor.shape)
+    post = replace(post, top_k=max(1, min(post.top_k, classes)))
+    if "activation" in given or classes < 2 or tensor.name not in golden:
+        return post
+    rows = golden[tensor.name].reshape(-1, classes)
+    step = tensor.quantization.scale[0] * classes if tensor.quantization else 0.0
+    shares = bool((rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=max(0.02, step)))
+    return post if shares else replace(post, activation="softmax")
+
+
+def _detection(post: Postprocess, given: Mapping[str, Any], outputs: Sequence[TensorContract]) -> Postprocess:
+    if "boxes" not in given and "scores" not in given:
+        post = _found_outputs(post, given, outputs)
+    if min(post.boxes, post.scores) < 0:
+        raise ConfigError(
+            f"A detection needs the outputs of boxes and scores; the model has {_listed(outputs)}.", hint=_EXAMPLE
+        )
+    shape = outputs[post.boxes].shape
+    if post.boxes == post.scores:
+        rows, columns = shape[-2:]
+        if min(rows, columns) < 5:
+            raise ConfigError(f"An output {list(shape)} cannot hold boxes and scores of one row each.", hint=_EXAMPLE)
+        transposed = post.transposed if "transposed" in given else rows < columns
+        style: BoxFormat = post.box_format if "box_format" in given else "cxcywh"
+        return replace(post, transposed=transposed, box_format=style)
+    boxes = math.prod(shape) // 4
+    if math.prod(shape) % 4 or math.prod(outputs[post.scores].shape) % max(boxes, 1):
+        raise ConfigError(
+            f"Boxes {list(shape)} and scores {list(outputs[post.scores].shape)} do not fit.", hint=_EXAMPLE
+        )
+    return post
+
+
+def _found_outputs(post: Postprocess, given: Mapping[str, Any], outputs: Sequence[TensorContract]) -> Postprocess:
+    """Find boxes, scores, classes and count by their names, else by shape."""
+    if len(outputs) == 1:
+        return replace(post, boxes=0, scores=0)
+    found = {
+        role: next((i for i, t in enumerate(outputs) if _named(t.name, parts)), -1)
+        for role, parts in _NAME_PARTS.items()
+    }
+    if found["boxes"] < 0 or found["scores"] < 0:
+        if len(outputs) == 4:
+            # The order of TFLite_Detection_PostProcess.
+            found = {"boxes": 0, "classes": 1, "scores": 2, "count": 3}
+        else:
+            boxes = next((i for i, t in enumerate(outputs) if t.shape[-1] == 4), -1)
+            found = {"boxes": boxes, "scores": next((i for i in range(len(outputs)) if i != boxes), -1)}
+    done = found.get("classes", -1) >= 0 and found.get("count", -1) >= 0
+    return replace(post, **{k: v for k, v in found.items() if k not in given}, nms=given.get("nms", not done))
+
+
+def _named(name: str, parts: str | tuple[str, ...]) -> bool:
+    return any(part in name.lower() for part in ((parts,) if isinstance(parts, str) else parts))
+
+
+def _segmentation(
+    post: Postprocess, given: Mapping[str, Any], outputs: Sequence[TensorContract], size: tuple[int, int]
+) -> Postprocess:
+    tensor = outputs[post.output]
+    if "class_axis" in given:
+        if post.class_axis not in (0, 1, 3) or len(tensor.shape) != (4 if post.class_axis else 3):
+            raise ConfigError(f"class_axis is {post.class_axis}; accepted: 1 or 3 of four dimensions, 0 of three.")
+        return post
+    if len(tensor.shape) == 3:
+        return replace(post, class_axis=0)
+    if len(tensor.shape) != 4:
+        raise ConfigError(f"A segmentation needs an output of 3 or 4 dimensions; received {list(tensor.shape)}.")
+    first = tensor.layout == "NCHW" or (tensor.layout != "NHWC" and tensor.shape[2:] == size)
+    return replace(post, class_axis=1 if first else 3)
+
+
+def _listed(outputs: Sequence[TensorContract]) -> str:
+    return ", ".join(f"{t.name[:40]!r} {list(t.shape)}" for t in outputs)

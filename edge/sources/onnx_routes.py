@@ -1,0 +1,233 @@
+"""The ways from ONNX to a float flatbuffer, each tried in a child process of its own."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge import codec
+from edge.errors import ConversionError, MissingPackageError
+from edge.findings import Finding
+from edge.signature import Signature
+from edge.sources import onnx_graph
+from edge.sources.base import Declaration
+from edge.sources.onnx_file import Description, OnnxReference, describe, read, typed
+from edge.sources.torch_io import Call, narrowed
+from edge.sources.torch_model import LoadedTorch
+from edge.sources.verify import verify_carrier
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edge.isolate import Progress
+
+    Array = NDArray[np.generic]
+
+# In the order in which they are tried: name, and what is said of it.
+ROUTES: tuple[tuple[str, str], ...] = (
+    ("graph", "edgekit's own converters to PyTorch, then litert-torch"),
+    ("onnx2torch", "onnx2torch, TorchScript and TS2EPConverter, then litert-torch"),
+)
+_SEED = 20260102
+
+
+def attempt(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Convert by one route, verify against onnxruntime on random inputs, and leave the program at `carrier`."""
+    path, declaration = Path(request["source"]), codec.from_json(Declaration, request["declaration"])
+    model = read(path)
+    description = describe(model, declaration)
+    progress(f"converting ONNX by {request['route']}", None)
+    loaded = opened(model, description, declaration, request["route"])
+    inputs, outputs = loaded.turned()
+    carrier = Path(request["carrier"])
+    loaded.to_litert(carrier)
+    reference = OnnxReference(path, description, turned_inputs=inputs, turned_outputs=outputs)
+    _verify(loaded, reference, carrier, model, description, path)
+    return {
+        "signature": codec.to_json(loaded.signature),
+        "findings": [codec.to_json(f) for f in loaded.findings],
+        "tools": dict(loaded.tools),
+        "turned_inputs": inputs,
+        "turned_outputs": outputs,
+    }
+
+
+class OnnxTorch(LoadedTorch):
+    """A PyTorch form of an ONNX model."""
+
+    def turned(self) -> tuple[list[str], list[str]]:
+        """Return the inputs and outputs that are channel-first in the file and channel-last in the program."""
+        return tuple(  # type: ignore[return-value]
+            [t.name for t in specs if self._turned((side, t.name))]  # type: ignore[arg-type]
+            for side, specs in (("input", self.signature.inputs), ("output", self.signature.outputs))
+        )
+
+    @property
+    def module(self) -> Any:
+        """The module, positional tensors to a dict of tensors."""
+        return self._module
+
+
+def opened(model: Any, description: Description, declaration: Declaration, route: str) -> OnnxTorch:
+    """Return the model as a PyTorch module by one route. Raises ConversionError, MissingPackageError."""
+    module = _MODULES[route](model, description)
+    tensors = tuple(onnx_graph.example(i.shape, i.dtype) for i in description.free)
+    names = tuple(i.name for i in description.free)
+    layouts = tuple(i.layout for i in description.free)
+    structure = _positional(len(tensors))
+    call = Call(names, tensors, layouts, tensors, tuple(range(len(tensors))), structure)
+    free = Declaration(  # declared shapes and values are in the description already
+        inputs={n: d for n, d in _by_name(declaration, description).items() if n in names},
+        layout=declaration.layout,
+        task=declaration.task,
+        labels=declaration.labels,
+        decided=declaration.decided,
+    )
+    return OnnxTorch(module, call, free, digest="", findings=(), kind="onnx")
+
+
+def _by_name(declaration: Declaration, description: Description) -> Mapping[str, Any]:
+    positions = {str(k): i.name for k, i in enumerate(description.inputs)}
+    return {positions.get(k, k): v for k, v in declaration.inputs.items()}
+
+
+def _positional(count: int) -> Any:
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_flatten(((0,) * count, {}))[1]
+
+
+def _by_onnx2torch(model: Any, description: Description) -> Any:
+    """Return the module of onnx2torch, through TorchScript: its own modules branch on sizes, which export refuses."""
+    import torch
+
+    from edge.sources.torchscript_convert import exported
+
+    _stub_torchvision()
+    try:
+        import onnx2torch
+    except ImportError as error:
+        raise MissingPackageError(
+            "The route needs the package onnx2torch, which is not installed.", hint="pip install --no-deps onnx2torch"
+        ) from error
+    if any(i.value is not None for i in description.inputs):
+        raise ConversionError("onnx2torch cannot fix the value of an input.")
+    tensors = tuple(onnx_graph.example(i.shape, i.dtype) for i in description.inputs)
+    try:
+        module = onnx2torch.convert(model).eval()
+        program = exported(torch.jit.trace(module, tensors, check_trace=False), tensors)
+    except Exception as error:  # it raises NotImplementedError for operators, and what torch raises
+        text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        raise ConversionError(f"onnx2torch failed: {type(error).__name__}: {text[:300]}") from error
+    names = [name for _, name in description.outputs]
+
+    class Named(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.program = program
+
+        def forward(self, *given: Any) -> dict[str, Any]:
+            results = self.program(*given)
+            flat = results if isinstance(results, (tuple, list)) else (results,)
+            return dict(zip(names, flat, strict=True))
+
+    return Named()
+
+
+def _stub_torchvision() -> None:
+    """Stand in for torchvision, which onnx2torch imports for two operators that no program can have."""
+    import importlib.util
+
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        return
+    package, operators = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
+    for name in ("nms", "box_convert", "roi_align"):
+        setattr(operators, name, None)
+    package.ops = operators  # type: ignore[attr-defined]
+    sys.modules.update({"torchvision": package, "torchvision.ops": operators})
+
+
+_MODULES = {"graph": onnx_graph.build, "onnx2torch": _by_onnx2torch}
+
+
+class _Subject:
+    """What `verify_carrier` compares with: the signature of the program, the outputs of onnxruntime."""
+
+    def __init__(self, loaded: LoadedTorch, reference: OnnxReference) -> None:
+        self.kind, self.digest, self.findings, self.tools = "onnx", "", loaded.findings, loaded.tools
+        self.signature, self._reference = loaded.signature, reference
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return typed(self._reference.run(inputs), self.signature)
+
+    def to_litert(self, path: Path) -> None:
+        raise NotImplementedError
+
+
+def random_inputs(signature: Signature, number: int) -> dict[str, Array]:
+    """Return inputs to verify with: 0 to 1, and small integers."""
+    random = np.random.default_rng((_SEED, number))
+    return {
+        t.name: random.random(t.shape, np.float32)
+        if t.dtype == "float32"
+        else random.integers(0, 2, t.shape).astype(t.dtype)
+        for t in signature.inputs
+    }
+
+
+def _verify(
+    loaded: OnnxTorch, reference: OnnxReference, carrier: Path, model: Any, description: Description, path: Path
+) -> None:
+    samples = [random_inputs(loaded.signature, k) for k in range(2)]
+    try:
+        loaded.findings += verify_carrier(_Subject(loaded, reference), carrier, samples)
+    except ConversionError as error:
+        if where := _first_difference(loaded, model, description, path):
+            raise ConversionError(
+                f"{error.message} The first operator that differs is {where}.", hint=error.hint
+            ) from error
+        raise
+
+
+def _first_difference(loaded: OnnxTorch, model: Any, description: Description, path: Path) -> str:
+    """Return the first operator whose PyTorch form differs from onnxruntime's result, '' where none does."""
+    import torch
+
+    from edge.sources.onnx_file import session
+
+    module = loaded.module
+    if not hasattr(module, "replay") or model.ByteSize() > 2**30:
+        return ""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    have = {o.name for o in copy.graph.output}
+    named = [o for n in copy.graph.node for o in n.output if o and o not in have]
+    copy.graph.output.extend(type(copy.graph.output[0])(name=o) for o in named)
+    tensors = [onnx_graph.example(i.shape, i.dtype) for i in description.free]
+    free = iter(tensors)
+    feed = {i.source: i.constant() if i.value is not None else next(free).numpy() for i in description.inputs}
+    values = dict(zip([*have, *named], session(copy.SerializeToString()).run([*have, *named], feed), strict=True))
+    with torch.no_grad():
+        for node, results in module.replay(module.start(tensors)):
+            for name, tensor in results:
+                expected = np.asarray(values.get(name)) if name in values else None
+                if expected is not None and not _close(expected, tensor.numpy()):
+                    return f"{node.kind} (node {node.name!r}, tensor {name!r})"
+    return ""
+
+
+def _close(a: Array, b: Array) -> bool:
+    if a.shape != b.shape:
+        return False
+    limit = 1e-3 * float(np.abs(a).max(initial=0)) + 1e-5
+    return bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=0, atol=limit, equal_nan=True))
+
+
+def int64_findings(description: Description) -> tuple[Finding, ...]:
+    """Return a finding for each free int64 input."""
+    return tuple(f for i in description.free for f in narrowed(i.name, i.dtype))
