@@ -25,12 +25,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the zoo is among the tests
 
-from tests import executorch_helpers as helpers
-
 from edge.calibration import recipe as recipes
 from edge.errors import EdgekitError
 from edge.targets.base import Model, Session
 from edge.targets.executorch.runtime import ExecuTorch
+from tests import executorch_helpers as helpers
 
 RECIPES = ("float32", "int8", "dynamic")
 MAX_FLOAT_DIFFERENCE = 1e-4

@@ -65,12 +65,12 @@ class Histogram:
     @property
     def edges(self) -> Floats:
         """Lower edges of the bins and the upper edge of the last: one more than bins."""
-        return (self._start + np.arange(self._counts.size + 1)) * self.width
+        return np.asarray((self._start + np.arange(self._counts.size + 1)) * self.width)
 
     @property
     def centres(self) -> Floats:
         """Middles of the bins."""
-        return (self._start + np.arange(self._counts.size) + 0.5) * self.width
+        return np.asarray((self._start + np.arange(self._counts.size) + 0.5) * self.width)
 
     def _cover(self, low: float, high: float) -> None:
         exponent = _exponent(low, high, self._counts.size)

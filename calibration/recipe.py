@@ -36,6 +36,7 @@ class Recipe:
     `scheme`: `int8` has int8 activations and weights, int32 biases; `int8x16` int16 activations, int8 weights,
     int64 biases; `dynamic` int8 weights with activations quantized at run time; `weight-only` weights of `weight_bits`
     dequantized at run time; `float16` half-precision weights. `io` is the dtype at the program's ends for `int8`.
+    `output_io`, where given, is that of its outputs.
     `per_tensor_operators` are operator types whose weights get one scale whatever the `granularity`.
 
     For the static schemes: `estimator` chooses activation ranges, `percentile` belongs to the estimator of that name;
@@ -46,6 +47,7 @@ class Recipe:
 
     scheme: Scheme = "int8"
     io: InputOutput = "int8"
+    output_io: InputOutput | None = None
     weight_bits: Literal[4, 8] = 8
     granularity: Granularity = "channel"
     estimator: Estimator = "minmax"
@@ -116,7 +118,7 @@ def named(name: str, *, io: InputOutput = "int8") -> Recipe:
         )
     kind = found["kind"]
     return Recipe(
-        scheme=kind.removesuffix("-4"),
+        scheme=kind.removesuffix("-4"),  # type: ignore[arg-type]
         weight_bits=4 if kind.endswith("-4") else 8,
         io=io,
         granularity="tensor" if found["tensor"] else "channel",

@@ -151,10 +151,16 @@ class Artifact:
     @property
     def program(self) -> Path:
         """The program that the runtime loads."""
-        found = self.file("program")
+        found = self.manifest.file("program")
         if found is None:
             raise ArtifactError(f"{self.path} has no program file.", hint="Build it again.")
-        return found
+        # A Core ML program is a folder: its files are recorded one by one.
+        return self.path / PurePosixPath(found.path).parts[0]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the program, all its files."""
+        return sum(f.bytes for f in self.manifest.files if f.role == "program")
 
 
 def sha256(path: Path) -> str:

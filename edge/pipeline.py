@@ -15,15 +15,13 @@ from edge import artifact as artifacts
 from edge import codec, isolate, verdict
 from edge.artifact import Artifact, Manifest, Metrics
 from edge.calibration.recipe import Recipe
-from edge.errors import ConfigError, EdgekitError, UsageError
+from edge.errors import ConfigError, EdgekitError
 from edge.findings import Finding
 from edge.isolate import Progress
-from edge.project import Budgets, Project
+from edge.project import Project
 from edge.signature import Signature
 from edge.targets import registry
-from edge.targets.base import Inspection, Program, Target
-
-LEAST_GOLDEN = 8
+from edge.targets.base import Carrier, Inspection, Mode, Program, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +104,28 @@ def build(project: Project, progress: Progress = isolate.no_progress) -> list[Ar
     """Build, check and write one artifact per target; raise EdgekitError."""
     steps = resolve_steps(project)
     with working_folder() as work:
-        imported = import_source(project, work, progress)
-        built = {key: build_program(project, step, imported, work, progress) for key, step in _unique(steps).items()}
-        built = check_programs(project, steps, imported, built, work, progress)
-        built = measure_latency(project, steps, built, work, progress)
-        return [write(project, step, imported, built[_key(step)], progress) for step in steps]
+        ready: dict[str, tuple[Imported, Built]] = {}
+        for carrier in dict.fromkeys(_carrier(step) for step in steps):
+            group = [step for step in steps if _carrier(step) == carrier]
+            ready |= _build_group(project, carrier, group, work, progress)
+        return [write(project, step, *ready[_key(step)], progress) for step in steps]
+
+
+def _carrier(step: Step) -> Carrier:
+    return registry.runtime(step.runtime).carrier
+
+
+def _build_group(
+    project: Project, carrier: Carrier, steps: Sequence[Step], work: Path, progress: Progress
+) -> dict[str, tuple[Imported, Built]]:
+    """Build the programs of all steps that start from one carrier, which is imported once."""
+    folder = work / carrier
+    folder.mkdir()
+    imported = import_source(project, carrier, folder, progress)
+    built = {key: build_program(project, step, imported, folder, progress) for key, step in _unique(steps).items()}
+    built = check_programs(project, steps, imported, built, folder, progress)
+    built = measure_latency(project, steps, built, folder, progress)
+    return {key: (imported, b) for key, b in built.items()}
 
 
 def _key(step: Step) -> str:
@@ -146,13 +161,16 @@ def _kept(log: str | None) -> str | None:
     return None
 
 
-def import_source(project: Project, work: Path, progress: Progress) -> Imported:
+def import_source(project: Project, carrier: Carrier, work: Path, progress: Progress) -> Imported:
     """Convert and verify the source, and store the float source's outputs on the evaluation samples."""
+    # Phones take channel-first tensors as they are; what stands on LiteRT wants channel-last.
+    layout = project.layout or ("channel-last" if carrier == "litert" else "keep")
     answer = isolate.call(
         "edge.stages.importing:import_source",
         {
             "source": project.source,
-            "declaration": codec.to_json(project.declaration),
+            "carrier": carrier,
+            "declaration": codec.to_json(replace(project.declaration, layout=layout)),
             "workdir": str(work),
             "data": {
                 "calibration": project.calibration,
@@ -177,6 +195,7 @@ def build_program(project: Project, step: Step, imported: Imported, work: Path, 
         "edge.stages.building:build_program",
         {
             "carrier": str(imported.carrier),
+            "carrier_kind": _carrier(step),
             "signature": codec.to_json(imported.signature),
             "recipe": codec.to_json(step.recipe),
             "target": codec.to_json(step.target),
@@ -213,7 +232,7 @@ def check_programs(
         "edge.stages.checking:check_programs",
         {
             "carrier": str(imported.carrier),
-            "carrier_runtime": "litert",
+            "carrier_runtime": steps[0].runtime,
             "signature": codec.to_json(imported.signature),
             "evaluation": imported.evaluation,
             "reference": str(imported.reference),
@@ -247,28 +266,47 @@ def measure_latency(
     """Time each program on this host."""
     if project.latency_profile == "none":
         return dict(built)
-    unique = _unique(steps)
-    return {
-        key: replace(b, latency=host_latency(unique[key], b.program.path, b, project.latency_profile, work, progress))
-        for key, b in built.items()
-    }
+    unique, timed = _unique(steps), {}
+    for key, b in built.items():
+        mode: Mode = "measured" if unique[key].target.family == "linux" else "emulated"
+        golden = b.folder / "golden.npz"
+        timed[key] = replace(
+            b,
+            latency=time_program(
+                unique[key].runtime,
+                b.program.path,
+                "xnnpack",
+                mode,
+                golden if golden.is_file() else None,
+                project.latency_profile,
+                work,
+                progress,
+            ),
+        )
+    return timed
 
 
-def host_latency(
-    step: Step, program: Path, built: Built, profile: str, work: Path, progress: Progress
+def time_program(
+    runtime: str,
+    program: Path,
+    kernels: str,
+    mode: Mode,
+    golden: Path | None,
+    profile: str,
+    work: Path,
+    progress: Progress,
 ) -> Mapping[str, Any]:
-    """Return the latency of a program on this host with XNNPACK, the kernels that a CPU would use."""
-    golden = built.folder / "golden.npz"
+    """Return the latency of a program on this machine, with the first golden vector as its input."""
     return isolate.call(
         "edge.stages.checking:measure_latency",
         {
-            "runtime": step.runtime,
+            "runtime": runtime,
             "path": str(program),
-            "kernels": "xnnpack",
+            "kernels": kernels,
             "threads": 1,
             "profile": profile,
-            "golden": str(golden) if golden.is_file() else None,
-            "mode": "measured" if step.target.family == "linux" else "emulated",
+            "golden": str(golden) if golden else None,
+            "mode": mode,
         },
         workdir=work,
         name="latency",
@@ -283,22 +321,23 @@ def write(project: Project, step: Step, imported: Imported, built: Built, progre
     with artifacts.writing(step.destination) as folder:
         roles = _lay_out(folder, imported, built)
         manifest = _manifest(project, step, imported, built)
-        size = (folder / "model.tflite").stat().st_size
+        size = sum((folder / name).stat().st_size for name, role in roles.items() if role == "program")
         manifest = verdict.judge(manifest, project.budgets, step.target, size)
-        _write_reports(folder, manifest, roles)
+        write_reports(folder, manifest, roles)
     return artifacts.read(step.destination)
 
 
 def _lay_out(folder: Path, imported: Imported, built: Built) -> dict[str, artifacts.FileRole]:
-    roles: dict[str, artifacts.FileRole] = {"model.tflite": "program", "float.tflite": "carrier"}
-    shutil.copyfile(built.program.path, folder / "model.tflite")
-    shutil.copyfile(imported.carrier, folder / "float.tflite")
+    roles = place_program(built.program.path, folder)
+    carrier = f"float{imported.carrier.suffix}"
+    roles[carrier] = "carrier"
+    shutil.copyfile(imported.carrier, folder / carrier)
     if (golden := built.folder / "golden.npz").is_file():
         shutil.copyfile(golden, folder / "golden.npz")
         roles["golden.npz"] = "golden"
     for extra in built.program.extra_files:
         shutil.copyfile(extra, folder / extra.name)
-        roles[extra.name] = _role(extra)
+        roles[extra.name] = role_of(extra)
     if "placement" in built.inspection.details:
         operators = [codec.to_json(o) for o in built.inspection.operators]
         codec.write_atomically(folder / "placement.json", codec.dumps({"mode": "predicted", "operators": operators}))
@@ -306,13 +345,25 @@ def _lay_out(folder: Path, imported: Imported, built: Built) -> dict[str, artifa
     return roles
 
 
-def _role(extra: Path) -> artifacts.FileRole:
+def place_program(program: Path, folder: Path) -> dict[str, artifacts.FileRole]:
+    """Copy a program, a file or (Core ML) a folder, into an artifact; return its files with their role."""
+    name = f"model{program.suffix}"
+    if program.is_file():
+        shutil.copyfile(program, folder / name)
+        return {name: "program"}
+    shutil.copytree(program, folder / name)
+    return {p.relative_to(folder).as_posix(): "program" for p in sorted((folder / name).rglob("*")) if p.is_file()}
+
+
+def role_of(extra: Path) -> artifacts.FileRole:
+    """Return the role of a file that a runtime adds."""
     if extra.name.endswith("_edgetpu.tflite"):
         return "compiled"
     return "log" if extra.suffix == ".log" else "extra"
 
 
-def _write_reports(folder: Path, manifest: Manifest, roles: dict[str, artifacts.FileRole]) -> None:
+def write_reports(folder: Path, manifest: Manifest, roles: dict[str, artifacts.FileRole]) -> None:
+    """Write report and manifest of an artifact whose other files are in place."""
     from edge.report import markdown
 
     sized = artifacts.with_files(folder, manifest, roles)
@@ -373,141 +424,3 @@ def _metrics(target: Target, built: Built) -> Metrics:
         predicted_latency=inspection.details.get("latency_ms"),
         memory={"arena_bytes": inspection.arena_bytes, "parameter_bytes": inspection.parameter_bytes},
     )
-
-
-def check(
-    path: Path,
-    *,
-    evaluation: str | None,
-    kernels: str | None,
-    budgets: Budgets,
-    metric: str | None,
-    latency_profile: str,
-    progress: Progress = isolate.no_progress,
-) -> Artifact:
-    """Verify an artifact's digests and golden vectors, then measure it again; the artifact itself is not changed.
-
-    The float carrier stands for the float source, which is not in the artifact. Raises ArtifactError.
-    """
-    opened = artifacts.read(path)
-    manifest = opened.manifest
-    target = _target_of(manifest)
-    chosen = kernels or kernels_of(target)
-    with working_folder() as work:
-        progress("checking golden vectors" + (" and accuracy" if evaluation else ""), None)
-        answer = isolate.call(
-            "edge.stages.checking:check_artifact",
-            {
-                "carrier_runtime": manifest.runtime,
-                "carrier": str(opened.file("carrier")) if opened.file("carrier") else None,
-                "program": str(opened.program),
-                "golden": str(opened.file("golden")) if opened.file("golden") else None,
-                "golden_kernels": manifest.metrics.accuracy.kernels if manifest.metrics.accuracy else None,
-                "runtime": manifest.runtime,
-                "kernels": chosen,
-                "signature": codec.to_json(manifest.source_signature),
-                "evaluation": evaluation,
-                "metric": metric or (manifest.metrics.accuracy.metric if manifest.metrics.accuracy else None),
-            },
-            workdir=work,
-            name="check",
-            progress=progress,
-        )
-        built = Built(
-            program=_program_of(opened), inspection=_empty_inspection(manifest), folder=opened.path, check=answer
-        )
-        step = Step(
-            target=target, runtime=manifest.runtime, recipe=codec.from_json(Recipe, manifest.recipe), destination=path
-        )
-        latency = manifest.metrics.latency
-        if latency_profile != "none":
-            progress("measuring latency on this host", None)
-            latency = host_latency(step, opened.program, built, latency_profile, work, progress)
-    return _checked(opened, answer, latency, budgets, target)
-
-
-def compile_artifact(path: Path, options: Mapping[str, Any], progress: Progress = isolate.no_progress) -> Artifact:
-    """Finish an artifact for the Edge TPU with the compiler; the artifact is replaced whole. Raises ArtifactError."""
-    opened = artifacts.read(path)
-    manifest = opened.manifest
-    if manifest.runtime != "edgetpu":
-        raise UsageError(
-            f"{path} was built for {manifest.target} with {manifest.runtime}; only edgetpu artifacts are compiled.",
-            hint="Build one with --target coral.",
-        )
-    given = {**_target_of(manifest).options, **options}
-    with working_folder() as work:
-        answer = isolate.call(
-            "edge.stages.building:compile_program",
-            {"path": str(opened.program), "options": given, "workdir": str(work)},
-            workdir=work,
-            name="compile",
-            progress=progress,
-            # The compiler may run three times and be bisected; each run has its own limit.
-            timeout_s=20 * float(options.get("timeout_s", 180)),
-        )
-        return _with_compiled(opened, answer)
-
-
-def _with_compiled(opened: Artifact, answer: Mapping[str, Any]) -> Artifact:
-    findings = tuple(codec.from_json(Finding, f) for f in answer["findings"])
-    kept = tuple(f for f in opened.manifest.findings if f.rule != "EDGETPU_NOT_COMPILED")
-    manifest = replace(
-        opened.manifest,
-        findings=tuple(dict.fromkeys((*kept, *findings))),
-        details={**opened.manifest.details, **answer["details"]},
-    )
-    roles = {f.path: f.role for f in opened.manifest.files if f.role not in ("compiled", "report")}
-    with artifacts.writing(opened.path) as folder:
-        for name in roles:
-            shutil.copyfile(opened.path / name, folder / name)
-        for extra in map(Path, answer["files"]):
-            shutil.copyfile(extra, folder / extra.name)
-            roles[extra.name] = _role(extra)
-        _write_reports(folder, manifest, roles)
-    return artifacts.read(opened.path)
-
-
-def _target_of(manifest: Manifest) -> Target:
-    try:
-        return registry.target(manifest.target)
-    except ConfigError:
-        # The user's own target file need not be at hand to check an artifact: the host's rules serve.
-        return replace(registry.target("linux"), name=manifest.target, family="other")
-
-
-def _program_of(opened: Artifact) -> Program:
-    m = opened.manifest
-    return Program(
-        path=opened.program, signature=m.signature, recipe=codec.from_json(Recipe, m.recipe), quantizer=m.quantizer
-    )
-
-
-def _empty_inspection(manifest: Manifest) -> Inspection:
-    return Inspection(operators=(), parameter_bytes=int(manifest.metrics.memory.get("parameter_bytes") or 0))
-
-
-def _checked(
-    opened: Artifact, answer: Mapping[str, Any], latency: Mapping[str, Any] | None, budgets: Budgets, target: Target
-) -> Artifact:
-    m = opened.manifest
-    mode = "measured" if target.family == "linux" else "emulated"
-    accuracy = answer.get("accuracy")
-    metrics = replace(
-        m.metrics,
-        accuracy=codec.from_json(artifacts.Accuracy, {**accuracy, "mode": mode}) if accuracy else m.metrics.accuracy,
-        parity=tuple(codec.from_json(artifacts.OutputParity, p) for p in answer["parity"]) or m.metrics.parity,
-        latency=latency,
-    )
-    findings = tuple(codec.from_json(Finding, f) for f in answer["findings"])
-    manifest = replace(m, metrics=metrics, findings=tuple(dict.fromkeys((*m.findings, *findings))))
-    size = opened.program.stat().st_size
-    merged = replace(
-        Budgets(
-            max_drop=m.budgets.get("max_drop"),
-            max_latency_ms=m.budgets.get("max_latency_ms"),
-            max_size_bytes=int(m.budgets["max_size_bytes"]) if "max_size_bytes" in m.budgets else None,
-        ),
-        **budgets.as_dict(),  # type: ignore[arg-type]
-    )
-    return replace(opened, manifest=verdict.judge(manifest, merged, target, size))

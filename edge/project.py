@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edge.calibration import recipe as recipes
 from edge.calibration.recipe import InputOutput, Override, Recipe
@@ -55,6 +55,7 @@ class Project:
     overrides: tuple[Override, ...] = ()
     runtime: str | None = None
     declaration: Declaration = field(default_factory=Declaration)
+    layout: Literal["keep", "channel-last"] | None = None
     budgets: Budgets = field(default_factory=Budgets)
     output: Path = Path(DEFAULT_OUTPUT)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -194,6 +195,7 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
         "timeout_s": c.take("timeout_s", _positive_number, get("timeout_s")),
         "latency_profile": c.take("latency", _one_of("none", "smoke", "quick", "standard"), get("latency")),
         "options": c.take("options", dict, get("options")),
+        "layout": c.take("layout", _one_of("keep", "channel-last"), get("layout")),
     }
     declaration = _declaration(settings, c)
     budgets = Budgets(
@@ -284,7 +286,6 @@ def _declaration(settings: Mapping[str, Any], c: _Collector) -> Declaration:
     return Declaration(
         inputs=inputs,
         outputs=c.take("outputs", _strings, settings.get("outputs")) or (),
-        layout=c.take("layout", _one_of("keep", "channel-last"), settings.get("layout")) or "channel-last",
         task=c.take(
             "task", _one_of("classification", "regression", "segmentation", "detection", "other"), settings.get("task")
         )

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-# The member of a .pt2 or .ptl archive, and the key of a Core ML package, that holds the signature as JSON.
+# The member of a .pt2 archive that holds its signature as JSON; every writer of the carrier uses this name.
+SIGNATURE_FILE = "edgekit_signature.json"
+# The member of a .ptl archive, and the key of a Core ML package, that holds the contract as JSON.
 CONTRACT = "edgekit.json"
 _SEED = 20260101
 
@@ -86,7 +88,7 @@ def save_exported(program: Any, signature: Signature, path: Path) -> None:
     """Write a `.pt2` that carries its signature."""
     torch = import_torch()
     with quiet():
-        torch.export.save(program, str(path), extra_files={CONTRACT: codec.dumps(codec.to_json(signature))})
+        torch.export.save(program, str(path), extra_files={SIGNATURE_FILE: codec.dumps(codec.to_json(signature))})
 
 
 def load_exported(path: Path, signature: Signature | None = None) -> Exported:
@@ -95,7 +97,7 @@ def load_exported(path: Path, signature: Signature | None = None) -> Exported:
     Dtypes and fixed sizes are the program's. Raises SourceError for a damaged file or another count of tensors.
     """
     torch = import_torch()
-    extra = {CONTRACT: ""}
+    extra = {SIGNATURE_FILE: ""}
     try:
         with quiet():
             program = torch.export.load(str(path), extra_files=extra)
@@ -104,8 +106,33 @@ def load_exported(path: Path, signature: Signature | None = None) -> Exported:
             f"{path.name} cannot be read as an exported program: {type(error).__name__}: {first_line(error)}",
             hint="Save it again with torch.export.save of the installed PyTorch version.",
         ) from error
-    carried = codec.from_json(Signature, json.loads(extra[CONTRACT])) if extra[CONTRACT] else None
-    return Exported(program=program, signature=_settled(program, signature or carried, path.name))
+    held = extra[SIGNATURE_FILE]
+    return Exported(program=program, signature=_settled(program, signature or _carried(held, path.name), path.name))
+
+
+def _carried(text: str, name: str) -> Signature | None:
+    if not text:
+        return None
+    try:
+        return codec.from_json(Signature, json.loads(text))
+    except ValueError as error:
+        raise SourceError(f"{name} has a damaged signature: {first_line(error)}", hint="Import the source again.") from error
+
+
+def functional(program: Any) -> Any:
+    """Return the program without in-place operators, otherwise the same operators.
+
+    Raises ConversionError for one that keeps state or writes to its inputs: only here does the program say so.
+    """
+    with quiet():
+        made = program.run_decompositions({})
+    found = made.graph_signature
+    if changed := sorted({*found.buffers_to_mutate.values(), *found.user_inputs_to_mutate.values()}):
+        raise ConversionError(
+            f"The program changes {', '.join(changed)} at each call; this runtime would drop that without a word.",
+            hint="Make the state an input and an output of the module.",
+        )
+    return made
 
 
 def _inputs(program: Any) -> list[tuple[bool, Any]]:

@@ -5,7 +5,6 @@ that operator is to be mapped), FAKE_FAILURES (a file that counts down failures 
 (operator names that stay on the CPU, with commas), FAKE_HANG (seconds) with FAKE_CHILD (a file that gets the id of a
 hanging child), FAKE_SILENT (writes no file), FAKE_RUNS (a file that gets one line for each compilation: its arguments).
 """
-# ruff: noqa: T201 - a command prints
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from edge import artifact, pipeline, project
+from edge import artifact, checkup, pipeline, project
 from edge.errors import ArtifactError
 from edge.report import machine
 from tests.small_models import SAMPLES, classifier, labelled_data
@@ -92,9 +92,7 @@ def test_golden_vectors_repeat_bit_by_bit(built: list[artifact.Artifact]) -> Non
         with np.load(str(a.file("golden"))) as golden:
             assert len(golden["in/x"]) >= 8
             assert golden["in/x"].dtype == np.int8
-        checked = pipeline.check(
-            a.path, evaluation=None, kernels=None, budgets=project.Budgets(), metric=None, latency_profile="none"
-        )
+        checked = checkup.check(a.path, checkup.Request(latency_profile="none"))
         assert not [f for f in checked.manifest.findings if f.rule == "GOLDEN_MISMATCH"]
 
 

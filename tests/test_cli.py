@@ -68,7 +68,6 @@ def test_version() -> None:
         (["build", "none.keras", "--target", "rpi4", "--preprocess", "scale=no"], 2, "scale"),
         (["build"], 2, "no model is given"),
         (["check", "nowhere"], 4, "is no artifact"),
-        (["check", "nowhere", "--device", "adb:1"], 3, "adb:1"),
         (["inspect", "none.tflite"], 2, "No such file"),
         (["frobnicate"], 2, "No such command"),
         (["build", "--frobnicate"], 2, "No such option"),

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def check(
     artifact: options.ArtifactPath,
     evaluation: options.Evaluation = None,
-    device: Annotated[str, typer.Option(help="Where to run: local.")] = "local",
+    device: Annotated[str, typer.Option(help="Where to run: local, coral, coral:usb:0, coral:pci:0.")] = "local",
     kernels: Annotated[
         str | None, typer.Option(help="reference, builtin or xnnpack; default: what the target uses.")
     ] = None,
@@ -35,12 +35,10 @@ def check(
     """Verify digests and golden vectors, then accuracy against the float carrier, latency, and budgets."""
     from pathlib import Path
 
-    from edge import errors, pipeline
+    from edge import checkup, errors
     from edge.project import Budgets, parse_duration_ms, parse_share
     from edge.report import console, machine
 
-    if device != "local":
-        raise errors.DeviceError(f"Device {device!r} is not supported by this version; accepted: local.")
     try:
         budgets = Budgets(
             max_drop=parse_share(max_drop) if max_drop else None,
@@ -50,14 +48,17 @@ def check(
         raise errors.ConfigError(f"A budget is {error}.") from None
     talk = Talk(quiet=quiet)
     try:
-        checked = pipeline.check(
+        checked = checkup.check(
             Path(artifact),
-            evaluation=evaluation,
-            kernels=kernels,
-            budgets=budgets,
-            metric=metric,
-            latency_profile=latency,
-            progress=talk,
+            checkup.Request(
+                evaluation=evaluation,
+                device=device,
+                kernels=kernels,
+                metric=metric,
+                latency_profile=latency,
+                budgets=budgets,
+            ),
+            talk,
         )
     finally:
         talk.done()

@@ -29,12 +29,12 @@ def compile_(
     """Compile an artifact's int8 program for the Edge TPU and hold the result against the prediction."""
     from pathlib import Path
 
-    from edge import pipeline
+    from edge import checkup
     from edge.report import console, machine
 
     talk = Talk(quiet=quiet)
     try:
-        done = pipeline.compile_artifact(
+        done = checkup.compile_artifact(
             Path(artifact),
             {"timeout_s": timeout, "search_delegate": search_delegate, "num_segments": num_segments},
             talk,

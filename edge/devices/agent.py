@@ -264,6 +264,11 @@ class LiteRTProgram:
         except (ValueError, RuntimeError) as error:
             raise RefusalError("run", f"the runtime failed while running the program: {error}") from error
 
+    def bare_invoke(self) -> Callable[[], Any]:
+        """Return the native call alone where the runtime lets it be seen, to count no instruction of Python."""
+        invoke: Callable[[], Any] = getattr(getattr(self._made, "_interpreter", None), "Invoke", self._made.invoke)
+        return invoke
+
     def read(self) -> list[Any]:
         """Return copies of the outputs."""
         return [self._made.get_tensor(index) for index in self._outputs]
@@ -275,7 +280,7 @@ class ExecuTorchProgram:
     def __init__(self, wanted: dict[str, Any]) -> None:
         try:
             import torch
-            from executorch.runtime import Runtime  # type: ignore[import-untyped]
+            from executorch.runtime import Runtime
         except ImportError as error:
             raise RefusalError("no-runtime", f"executorch.runtime cannot be imported: {error}") from error
         torch.set_num_threads(wanted["threads"])
@@ -300,6 +305,10 @@ class ExecuTorchProgram:
             self._results = list(self._method.execute(self._inputs))
         except (RuntimeError, ValueError) as error:
             raise RefusalError("run", f"executorch failed while running the program: {error}") from error
+
+    def bare_invoke(self) -> Callable[[], Any]:
+        """Return the call."""
+        return self.invoke
 
     def read(self) -> list[Any]:
         """Return copies of the outputs."""
@@ -480,16 +489,25 @@ def memory(request: dict[str, Any]) -> dict[str, Any]:
     return {"before_kib": before, "loaded_kib": loaded, "peak_kib": peak_rss_kib()}
 
 
+def marked(invoke: Callable[[], Any], runs: int) -> None:
+    """Run between marks: a system call that a plug-in of the emulator looks for."""
+    mark = os.getppid
+    mark()
+    for _ in range(runs):
+        invoke()
+        mark()
+
+
 def count(request: dict[str, Any]) -> dict[str, Any]:
-    """Run with a system call before and after each run, which a plug-in of the emulator takes as its marks."""
+    """Run between marks; the last `runs` stretches between two marks are one inference each."""
     values = first_sample(request)
     program = open_program(request)
     program.feed(values)
     program.invoke()
-    os.getppid()
-    for _ in range(request["runs"]):
-        program.invoke()
-        os.getppid()
+    with without_garbage_collection():
+        # Python rewrites its own code in the first rounds of a loop: let it do so with a call that does nothing.
+        marked(int, 64)
+        marked(program.bare_invoke(), request["runs"])
     return {"runs": request["runs"]}
 
 

@@ -15,7 +15,10 @@ _DELEGATES = {"edgetpu": "libedgetpu.so.1"}
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceProgram:
-    """A program file with the order of its inputs and outputs; indices are empty where position counts (.pte)."""
+    """A program file with the order of its inputs and outputs; indices are empty where position counts (.pte).
+
+    `unsigned_convolution`: it has a convolution over uint8, the quantization of 2018 that some kernels treat otherwise.
+    """
 
     path: Path
     runtime: str
@@ -26,6 +29,7 @@ class DeviceProgram:
     output_indices: tuple[int, ...] = ()
     stateful: bool = False
     delegate: str | None = None
+    unsigned_convolution: bool = False
 
     def request(self, remote: str) -> dict[str, Any]:
         """Return what the agent needs to load the file at `remote`."""
@@ -69,4 +73,9 @@ def _litert(path: Path, runtime: str, kernels: str, threads: int) -> DeviceProgr
         output_indices=tuple(names.outputs[t.name] for t in signature.outputs),
         stateful=any(t.isVariable for g in model.subgraphs for t in g.tensors or ()),
         delegate=_DELEGATES.get(runtime),
+        unsigned_convolution=any(
+            op.name == "CONV_2D" and op.inputs and graph.tensors[op.inputs[0]].dtype == "uint8"
+            for graph in flatbuffer.graphs(model)
+            for op in graph.ops
+        ),
     )

@@ -80,7 +80,7 @@ def _diagnose(spec: DeviceSpec, words: str) -> DeviceError | None:
         (
             r"Host key verification failed|No \S+ host key is known",
             "has an unknown host key",
-            f"Compare the fingerprint and add it: `ssh {port}{login}`, or `ssh-keyscan {port}{spec.address} >>{_KNOWN}`.",
+            f"Compare its fingerprint, then add it: `ssh-keyscan {port}{spec.address} >> {_KNOWN}`, or `ssh {login}`.",
         ),
         (
             r"Permission denied|Too many authentication failures",

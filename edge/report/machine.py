@@ -93,7 +93,6 @@ def dumps(data: object) -> str:
 def build_record(artifact: Artifact) -> Any:
     """Return the BuildRecord of an artifact as JSON-compatible data."""
     m = artifact.manifest
-    program = m.file("program")
     record = BuildRecord(
         artifact=str(artifact.path),
         name=m.name,
@@ -103,7 +102,7 @@ def build_record(artifact: Artifact) -> Any:
         quantizer=m.quantizer,
         verdict=m.verdict,
         reasons=m.reasons,
-        size_bytes=program.bytes if program else 0,
+        size_bytes=artifact.size_bytes,
         metrics=m.metrics,
         findings=m.findings,
         files={f.role: f.path for f in reversed(m.files)},

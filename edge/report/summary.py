@@ -99,7 +99,8 @@ def _rounding_rows(rounding: Mapping[str, Any] | None) -> list[Row]:
         return []
     metric = rounding["metric"]
     value = f"{score(metric, rounding['worst'])} at worst, {score(metric, rounding['baseline'])} without"
-    how = f"{rounding['mode']}, {rounding['runs']} runs on {rounding['samples']} samples, one step in {rounding['rate']:.0%}"
+    runs = f"{rounding['runs']} runs on {rounding['samples']} samples"
+    how = f"{rounding['mode']}, {runs}, one step in {rounding['rate']:.0%}"
     return [Row(label=f"{metric} with disturbed rounding", value=value, mode=how)]
 
 

@@ -142,7 +142,7 @@ def export(module: Any, examples: Sequence[Any], specs: Sequence[TensorSpec]) ->
         with torch.no_grad(), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             program = torch.export.export(
-                module, tuple(examples), dynamic_shapes=(tuple(dynamic),) if any(dynamic) else None, strict=False
+                module, tuple(examples), dynamic_shapes=_shapes(module, dynamic), strict=False
             )
     except Exception as error:  # torch.export raises dozens of kinds
         raise refused(error) from error
@@ -150,6 +150,14 @@ def export(module: Any, examples: Sequence[Any], specs: Sequence[TensorSpec]) ->
     _refuse_state(program)
     _refuse_fixed(program, specs)
     return program
+
+
+def _shapes(module: Any, dynamic: Sequence[Mapping[int, Any]]) -> Any:
+    if not any(dynamic):
+        return None
+    parameters = inspect.signature(module.forward).parameters.values()
+    together = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return (tuple(dynamic),) if together else tuple(dynamic)
 
 
 def _dims(tensor: Any, spec: TensorSpec) -> dict[int, Any]:
@@ -168,13 +176,19 @@ def largest(axis: int, example: int) -> int:
 
 
 def _refuse_effects(module: Any, warned: Sequence[str]) -> None:
-    """Raise for a tensor that forward keeps in an attribute: torch.export only warns, and drops that."""
+    """Raise for a tensor that the user's forward keeps in an attribute: torch.export only warns, and drops that.
+
+    Torch's own layers do so as well (the weights of an LSTM), without harm.
+    """
     for text in warned:
-        if found := re.search(r"tensor attributes? (self\.[\w.\[\]]+).*assigned during export", text):
-            name = re.split(r"[.\[]", found[1].removeprefix("self."))
-            attribute = next((n for n in reversed(name) if n and not n.rstrip("]").isdigit()), name[0])
+        found = re.search(r"tensor attributes? (self\.[\w.\[\]]+).*assigned during export", text)
+        if found is None:
+            continue
+        names = [n for n in re.split(r"[.\[\]]+", found[1]) if n and not n.isdigit()]
+        if line := _line_of(module, names[-1]):
             raise ConversionError(
-                f"The module keeps a tensor in {_own_name(found[1])} from one call to the next{_line_of(module, attribute)}: a Python side effect that a program cannot have.",
+                f"The module keeps a tensor in {_own_name(found[1])} from one call to the next{line}: a Python side "
+                "effect that a program cannot have.",
                 hint="Make it an output of the module, and an input where the next call needs it.",
             )
 
@@ -222,8 +236,8 @@ def _refuse_state(program: Any) -> None:
 
 def _refuse_fixed(program: Any, specs: Sequence[TensorSpec]) -> None:
     for spec, value in zip(specs, carrier.user_inputs(program), strict=False):
-        for axis, (wanted, size) in enumerate(zip(spec.shape, value.shape, strict=True)):
-            if wanted == -1 and isinstance(size, int):
+        for axis, (wanted, size) in enumerate(zip(spec.shape, carrier.shape_of(value), strict=True)):
+            if wanted == -1 and size != -1:
                 raise ConversionError(
                     f"Dimension {axis} of {spec.name!r} is declared as dynamic, and the module fixes it to {size}.",
                     hint="Declare its size, or remove what depends on it (a reshape to one size, a position table).",

@@ -165,16 +165,22 @@ def _evaluate(proto: Any, values: Sequence[Array | None], walk: _Walk, name: str
     """Return the outputs of an operator on known values, computed by onnx's own reference implementation."""
     from onnx.reference import ReferenceEvaluator
 
+    onnx = import_onnx()
+    feed = {n: v for n, v in zip(proto.input, values, strict=True) if n}
+    outputs = [o for o in proto.output if o]
     try:
-        feed = {n: v for n, v in zip(proto.input, values, strict=True) if n}
-        results = ReferenceEvaluator(proto, opsets={"": walk.opset}).run(None, feed)
+        # As a model: a lone node would be computed as the newest opset defines it.
+        ends = [[onnx.helper.make_empty_tensor_value_info(n) for n in names] for names in (feed, outputs)]
+        graph = onnx.helper.make_graph([proto], "one", *ends)
+        imports = [onnx.helper.make_opsetid("", walk.opset)]
+        results = ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=imports)).run(None, feed)
     except Exception as error:  # the reference implementation raises whatever NumPy does
         raise ConversionError(
             f"The ONNX operator {proto.op_type} of node {name!r}, whose inputs are constants, cannot be computed: "
             f"{type(error).__name__}: {str(error)[:200]}",
             hint="Fold it when exporting, with onnx-simplifier for one.",
         ) from error
-    return [walk.know(np.asarray(r), o) for r, o in zip(results, proto.output, strict=False)]
+    return [walk.know(np.asarray(r), o) for r, o in zip(results, outputs, strict=False)]
 
 
 def _unsupported(proto: Any, name: str, graph: Any) -> ConversionError:

@@ -11,6 +11,10 @@ import numpy as np
 from edge.sources.onnx_node import CONVERTERS, Node, UnsupportedError, converter
 
 
+# Up to this many single slices instead of one gather.
+_FEW = 8
+
+
 def _torch() -> Any:
     import torch
 
@@ -412,13 +416,19 @@ def _pad_by_index(x: Any, begin: Sequence[int], end: Sequence[int], mode: str) -
         size = x.shape[axis]
         if b == e == 0:
             continue
-        places = np.arange(-b, size + e)
-        index = np.clip(places, 0, size - 1) if mode == "edge" else np.abs(places)
-        if mode == "reflect":
-            index = np.where(index >= size, 2 * (size - 1) - index, index)
-        x = torch.cat([x.narrow(axis, int(i), 1) for i in index[:b]] + [x] + _tail(x, axis, index[b + size :]), axis)
+        before, after = np.arange(-b, 0), np.arange(size, size + e)
+        if mode == "edge":
+            index = np.clip(np.concatenate([before, after]), 0, size - 1)
+        else:
+            index = np.concatenate([-before, 2 * (size - 1) - after])
+        parts = [_picked(x, axis, index[:b]), x, _picked(x, axis, index[b:])]
+        x = torch.cat([p for p in parts if p is not None], axis)
     return x
 
 
-def _tail(x: Any, axis: int, index: Any) -> list[Any]:
-    return [x.narrow(axis, int(i), 1) for i in index]
+def _picked(x: Any, axis: int, index: Any) -> Any:
+    """Return the slices of `x` at these places, None for none: few as slices, which every device has, else gathered."""
+    torch = _torch()
+    if len(index) <= _FEW:
+        return torch.cat([x.narrow(axis, int(i), 1) for i in index], axis) if len(index) else None
+    return torch.index_select(x, axis, torch.from_numpy(np.ascontiguousarray(index, np.int64)))

@@ -134,15 +134,19 @@ def verify_carrier(loaded: LoadedSource, path: Path, samples: Iterable[Mapping[s
     given = list(samples)
     if not given:
         raise ConversionError("The converted program cannot be compared with its source: there are no samples.")
-    differences = compare([loaded.run(s) for s in given], [runner.run(s) for s in given])
+    accept(compare([loaded.run(s) for s in given], [runner.run(s) for s in given]), len(given))
+    return _infinities(model)
+
+
+def accept(differences: Iterable[Difference], samples: int) -> None:
+    """Raise ConversionError with the worst output where any is not accepted."""
     wrong = [d for d in differences if not d.accepted]
     if wrong:
         worst = min(wrong, key=lambda d: d.equal if d.exact else d.snr_db)
         raise ConversionError(
-            f"The converted program computes something else than the source ({len(given)} inputs). {worst}.",
+            f"The converted program computes something else than the source ({samples} inputs). {worst}.",
             hint="The converter is at fault, or the source keeps state or draws random numbers between calls.",
         )
-    return _infinities(model)
 
 
 def _check_signature(model: Any, inputs: list[str], outputs: list[str]) -> None:

@@ -23,7 +23,7 @@ def build_program(request: dict[str, Any], progress: Progress) -> dict[str, Any]
     selection = codec.from_json(Selection, request["calibration"]) if request["calibration"] else None
     runtime = registry.runtime(request["runtime"])
     program = runtime.build(
-        Model(carrier="litert", path=Path(request["carrier"]), signature=signature),
+        Model(carrier=request["carrier_kind"], path=Path(request["carrier"]), signature=signature),
         codec.from_json(Recipe, request["recipe"]),
         target,
         selection.open(signature) if selection else None,

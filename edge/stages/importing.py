@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from edge import codec
 from edge.calibration.data import Dataset, Sample
 from edge.calibration.selection import Plan, Selection, plan
+from edge.errors import ConversionError
 from edge.findings import Finding
 from edge.measure.store import OutputWriter
 from edge.signature import Signature
@@ -47,21 +48,19 @@ def convert(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def import_source(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Bring a source to the LiteRT carrier, verify it on real inputs, and run the float source on the evaluation data.
+    """Bring a source to a carrier, verify it on real inputs, and run the float source on the evaluation data.
 
     Doing all three in one process imports the framework once.
     """
     workdir = Path(request["workdir"])
     kind, loaded = _load(request, progress)
     data = plan(loaded.signature, request["data"])
-    carrier = workdir / "carrier.tflite"
-    progress("converting to LiteRT", None)
-    loaded.to_litert(carrier)
+    carrier, converted = _carry(loaded, request["carrier"], workdir, progress)
     findings = [*loaded.findings, *data.findings]
     if data.calibration:
         findings += data.calibration.open(loaded.signature).findings()
     progress("verifying the conversion on real inputs", None)
-    findings += _verify(loaded, carrier, data.verification())
+    findings += [*converted, *_verify(loaded, carrier, data.verification())]
     reference = None
     if data.evaluation:
         reference = workdir / "reference"
@@ -76,6 +75,23 @@ def import_source(request: dict[str, Any], progress: Progress) -> dict[str, Any]
         "reference": str(reference) if reference else None,
         **_planned(data),
     }
+
+
+def _carry(loaded: LoadedSource, kind: str, workdir: Path, progress: Progress) -> tuple[Path, tuple[Finding, ...]]:
+    if kind == "litert":
+        progress("converting to LiteRT", None)
+        path = workdir / "carrier.tflite"
+        loaded.to_litert(path)
+        return path, ()
+    progress("exporting with torch.export", None)
+    path = workdir / "carrier.pt2"
+    export = getattr(loaded, "to_exported", None)
+    if export is None:
+        raise ConversionError(
+            f"A source of kind {loaded.kind} does not reach torch.export, which this runtime starts from.",
+            hint="Build it with --runtime litert, or give the PyTorch module as file.py:factory.",
+        )
+    return path, tuple(export(path, progress) or ())
 
 
 def _planned(data: Plan) -> dict[str, Any]:
@@ -101,16 +117,26 @@ def _record(selection: Selection, signature: Signature) -> dict[str, Any]:
 def _verify(loaded: LoadedSource, carrier: Path, samples: Iterator[Sample] | None) -> list[Finding]:
     from edge.sources.verify import verify_carrier
 
+    verify = verify_carrier if carrier.suffix == ".tflite" else _verify_exported
     if samples is not None:
         inputs = [dict(s.inputs) for s in itertools.islice(samples, _VERIFY_SAMPLES)]
-        return list(verify_carrier(loaded, carrier, inputs))
+        return list(verify(loaded, carrier, inputs))
     note = Finding(
         rule="VERIFIED_ON_RANDOM_INPUT",
         severity="warning",
         message="The conversion was verified on random inputs only, because no data was given.",
         fix="Give real samples with --calibration or --evaluation.",
     )
-    return [note, *verify_carrier(loaded, carrier, [_random_inputs(loaded.signature, i) for i in range(2)])]
+    return [note, *verify(loaded, carrier, [_random_inputs(loaded.signature, i) for i in range(2)])]
+
+
+def _verify_exported(loaded: LoadedSource, path: Path, samples: Iterable[Mapping[str, Any]]) -> tuple[Finding, ...]:
+    from edge.sources.verify import accept, compare
+    from edge.targets import registry
+
+    session, given = registry.runtime("executorch").open_carrier(path), list(samples)
+    accept(compare([loaded.run(s) for s in given], [session.run(s) for s in given]), len(given))
+    return ()
 
 
 def _random_inputs(signature: Signature, number: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from edge.errors import ConfigError, ConversionError, MissingPackageError
 from edge.signature import TensorSpec
 from edge.targets.coreml.contract import Contract
-from edge.targets.torch_common import Exported, example_shapes, first_line, random_inputs
+from edge.targets.torch_common import Exported, example_shapes, first_line, functional, random_inputs
 
 _DATE = "com.github.apple.coremltools.conversion_date"
 _SIDE_FILE = "executorch_debug_handle_mapping.json"
@@ -63,7 +63,7 @@ def deployment_target(ct: Any, name: str) -> Any:
 def convert(exported: Exported, contract: Contract, *, minimum: str, half: bool) -> Converted:
     """Convert by torch.export, else by tracing; `half` computes in float16. Raises ConversionError with all reasons.
 
-    A program with control flow or stored state is not traced: a trace keeps one branch and drops the state.
+    A program with control flow is not traced: a trace keeps one branch.
     """
     failures: dict[str, str] = {}
     for route, source in _routes(exported).items():
@@ -84,12 +84,12 @@ def convert(exported: Exported, contract: Contract, *, minimum: str, half: bool)
 
 
 def _routes(exported: Exported) -> dict[str, Callable[[], Any]]:
-    program = exported.program
+    program = functional(exported.program)
     fixed = all(-1 not in t.shape for t in exported.signature.inputs)
-    plain = not program.graph_signature.buffers_to_mutate and not _has_control_flow(program)
+    plain = not _has_control_flow(program)
     routes: dict[str, Callable[[], Any]] = {}
     if fixed or not plain:
-        routes["export"] = lambda: program.run_decompositions({})
+        routes["export"] = lambda: program
     if plain:
         routes["trace"] = lambda: traced(exported)
     return routes

@@ -91,7 +91,7 @@ class CoreML:
                 "image_inputs": sorted(contract.images),
                 "weights_quantized": len(held),
                 "weights_emulated": matched,
-                "not_run": None if sys.platform == "darwin" else session.NOT_RUN,
+                "not_run": [] if sys.platform == "darwin" else list(session.NOT_RUN),
             },
         )
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 EMULATED = "emulated.pt2"
-NOT_RUN = "Core ML's compiler and kernels: they exist on macOS and iOS only; PyTorch ran the same weights in float32."
+NOT_RUN = (
+    "Core ML's compiler",
+    "Core ML's kernels (macOS and iOS only): PyTorch ran the package's weights in float32 arithmetic",
+)
 Predict = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
@@ -61,7 +64,7 @@ class CoreMLSession:
     """An opened package, run by `predict`; arrays by signature name, image inputs as preprocessed floats."""
 
     mode: Mode = "measured"
-    not_run: str | None = None
+    not_run: tuple[str, ...] = ()
 
     def __init__(self, contract: Contract, predict: Predict) -> None:
         self.signature: Signature = contract.signature
@@ -81,7 +84,7 @@ class EmulatedSession:
     """The package's weights, run by PyTorch: `mode` and `not_run` say what that does not prove."""
 
     mode: Mode = "emulated"
-    not_run: str | None = NOT_RUN
+    not_run: tuple[str, ...] = NOT_RUN
 
     def __init__(self, contract: Contract, inner: ExportedSession) -> None:
         self.signature: Signature = contract.signature

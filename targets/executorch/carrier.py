@@ -81,9 +81,17 @@ def user_outputs(program: Any) -> list[Any]:
     return [n.meta["val"] for n in last.args[0] if n is not None and n.name in wanted]
 
 
+def size_of(dimension: Any) -> int | None:
+    """Return a dimension's size, None where it is dynamic; torch leaves a symbol that it fixed as a constant one."""
+    if isinstance(dimension, int):
+        return dimension
+    expression = dimension.node.expr
+    return None if expression.free_symbols else int(expression)
+
+
 def shape_of(value: Any) -> tuple[int, ...]:
-    """Return a fake tensor's shape with -1 for symbolic dimensions."""
-    return tuple(d if isinstance(d, int) else -1 for d in value.shape)
+    """Return a fake tensor's shape with -1 for dynamic dimensions."""
+    return tuple(-1 if (size := size_of(d)) is None else size for d in value.shape)
 
 
 def dtype_of(value: Any) -> str:

@@ -119,7 +119,7 @@ def _dynamic(program: Any, module: Any) -> Any:
     for value in carrier.user_inputs(program):
         dims = {}
         for axis, size in enumerate(value.shape):
-            if not isinstance(size, int):
+            if carrier.size_of(size) is None:
                 span = limits.get(str(size))
                 dims[axis] = torch.export.Dim.AUTO(min=int(span.lower), max=int(span.upper)) if span else None
         found.append(dims)

@@ -116,13 +116,13 @@ def _add_scheme(
 def _add_ends(made: Any, recipe: Recipe) -> None:
     from ai_edge_quantizer import qtyping
 
-    if recipe.scheme not in ("int8", "int8x16") or recipe.io == "int8":
+    if recipe.scheme not in ("int8", "int8x16"):
         return
-    for number, end in enumerate(_ENDS):
+    for number, (end, io) in enumerate(zip(_ENDS, (recipe.io, recipe.output_io or recipe.io), strict=True)):
         scope = _scope(".*", 9000 + number)
-        if recipe.io == "float32":
+        if io == "float32":
             made.update_quantization_recipe(scope, qtyping.TFLOperationName(end), algorithm_key="no_quantize")
-        elif recipe.scheme == "int8":
+        elif io == "uint8" and recipe.scheme == "int8":
             unsigned = qtyping.TensorQuantizationConfig(8, symmetric=False, dtype=qtyping.TensorDataType.UINT)
             config = qtyping.OpQuantizationConfig(
                 activation_tensor_config=unsigned,

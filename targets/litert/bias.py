@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.calibration import affine
+from edge.calibration import affine, noise
 from edge.calibration import bias as arithmetic
 from edge.isolate import Progress, no_progress
 from edge.targets.litert import coverage, edit, flatbuffer, probe, session
@@ -67,7 +67,7 @@ def correct(
         progress("correcting biases", (number + 1) / len(layers))
     made = flatbuffer.dump(model)
     references = probe.outputs(source, held)
-    before, after = (probe.snr_db(probe.outputs(p, held), references) for p in (program, made))
+    before, after = (noise.snr_db(probe.outputs(p, held), references) for p in (program, made))
     return Corrected(
         program=made if after > before else program,
         kept=after > before,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def channel_peaks(
     for sample in samples:
         opened.invoke(sample.inputs)
         for index in tensors:
-            values = np.abs(opened.tensor(index).astype(np.float64))
+            values: Any = np.abs(np.asarray(opened.tensor(index), np.float64))
             peaks = values.reshape(-1, values.shape[-1]).max(axis=0)
             found[index] = np.maximum(found[index], peaks) if index in found else peaks
     return found
@@ -57,21 +57,6 @@ def outputs(program: bytes, inputs: Iterable[Mapping[str, Any]], *, threads: int
     """Return the real-valued outputs of a program, float or quantized, for each of the inputs."""
     opened = session.LiteRTSession(program, kernels="builtin", threads=threads)
     return [session.run_float(opened, values) for values in inputs]
-
-
-def snr_db(found: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> float:
-    """Return how far outputs are from float references: -10 log10 of the mean of noise / signal, in dB, -100 to 100.
-
-    The ratio is taken per sample and output before the mean: else the samples with the largest values would decide
-    alone, while a classifier errs on those with small margins. Signals below 1e-3 of an output's mean count as that.
-    """
-    ratios = []
-    for name in references[0] if references else ():
-        wanted = np.stack([np.asarray(r[name], np.float64).reshape(-1) for r in references])
-        got = np.stack([np.asarray(f[name], np.float64).reshape(-1) for f in found])
-        signal, noise = (wanted**2).sum(axis=1), ((got - wanted) ** 2).sum(axis=1)
-        ratios.append(float(np.mean(noise / np.maximum(signal, max(1e-3 * signal.mean(), 1e-30)))))
-    return float(np.clip(-10 * np.log10(max(np.mean(ratios), 1e-10)), -100, 100)) if ratios else 0.0
 
 
 def operations(program: bytes) -> int:

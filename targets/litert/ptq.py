@@ -42,11 +42,12 @@ def quantize(program: bytes, recipe: Recipe, ranges: Ranges, samples: Iterable[A
         _write_ranges(model, ranges)
         wrapper = library.CalibrationWrapper(flatbuffer.dump(model), [], [])
         wide = recipe.scheme == "int8x16"
-        ends = _number(recipe.io if recipe.io == "float32" or not wide else "int16")
+        ends = [
+            _number(io if io == "float32" or not wide else "int16") for io in (recipe.io, recipe.output_io or recipe.io)
+        ]
         per_tensor = recipe.granularity == "tensor"
         made = wrapper.QuantizeModel(
-            ends,
-            ends,
+            *ends,
             True,  # operators may stay float: the caller counts and judges them
             _number("int16" if wide else "int8"),
             _number("int64" if wide else "int32"),

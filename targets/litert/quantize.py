@@ -69,15 +69,8 @@ def quantize(
 
     The same model, recipe, samples and package versions give the same bytes. Raises QuantizationError, DataError.
     """
-    _refuse_bad_overrides(recipe)
-    restored = prepare.quantizable(model, static=recipe.needs_calibration)
-    _refuse_single_use(recipe, samples)
-    magnitude = repair.patch_masks(model, samples) if recipe.needs_calibration and samples is not None else None
-    ranges: Ranges | None = None
-    refined: dict[str, Any] = {}
-    if recipe.needs_calibration and samples is not None:
-        ranges, refined = _calibrated(model, recipe, samples, threads, progress)
-    program = flatbuffer.dump(model)
+    ready = calibrated(model, recipe, samples, threads=threads, progress=progress)
+    program, ranges, magnitude, refined = ready.program, ready.ranges, ready.mask_magnitude, dict(ready.details)
     progress("quantizing", None)
     best, failures = _best(program, recipe, ranges, samples)
     _refuse_unchanged(best, recipe, failures)
@@ -93,12 +86,39 @@ def quantize(
         quantizer=best.quantizer,
         coverage=best.coverage,
         ranges=ranges,
-        findings=(*_restored_findings(restored), *_findings(model, recipe, best, ranges, magnitude)),
+        findings=(*_restored_findings(ready.restored), *_findings(model, recipe, best, ranges, magnitude)),
         details={**_details(best, failures, ranges, magnitude), **refined},
     )
 
 
-def _calibrated(
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """A float program as the quantizers get it, with its ranges (static schemes only) and how they were refined."""
+
+    program: bytes
+    ranges: Ranges | None
+    restored: int = 0
+    mask_magnitude: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def calibrated(
+    model: Any, recipe: Recipe, samples: Iterable[Any] | None, *, threads: int = 2, progress: Progress = no_progress
+) -> Calibrated:
+    """Return a canonical float `ModelT` (it is edited) ready for quantizing. Raises QuantizationError, DataError."""
+    _refuse_bad_overrides(recipe)
+    restored = prepare.quantizable(model, static=recipe.needs_calibration)
+    _refuse_single_use(recipe, samples)
+    if not recipe.needs_calibration or samples is None:
+        return Calibrated(program=flatbuffer.dump(model), ranges=None, restored=restored)
+    magnitude = repair.patch_masks(model, samples)
+    ranges, refined = _ranges(model, recipe, samples, threads, progress)
+    return Calibrated(
+        program=flatbuffer.dump(model), ranges=ranges, restored=restored, mask_magnitude=magnitude, details=refined
+    )
+
+
+def _ranges(
     model: Any, recipe: Recipe, samples: Iterable[Any], threads: int, progress: Progress
 ) -> tuple[Ranges, dict[str, Any]]:
     """Equalize where the recipe asks for it, and return the ranges of the model, which is edited."""

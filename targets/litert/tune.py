@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edge.calibration import noise
 from edge.calibration.ranges import Ranges
 from edge.calibration.recipe import Recipe
 from edge.isolate import Progress, no_progress
@@ -77,7 +78,7 @@ def _judged(
     references = probe.outputs(program, held)
     tuned = replace(ranges, limits=search.limits)
     before, after = (
-        probe.snr_db(probe.outputs(_whole(program, r, recipe).program(), held), references) for r in (ranges, tuned)
+        noise.snr_db(probe.outputs(_whole(program, r, recipe).program(), held), references) for r in (ranges, tuned)
     )
     return Tuned(
         ranges=tuned if after > before else ranges,
@@ -107,7 +108,7 @@ class _Search:
 
     def _score(self, simulation: Simulation, count: int) -> float:
         self.runs += count
-        return probe.snr_db(probe.outputs(simulation.program(), self._inputs[:count]), self._references[:count])
+        return noise.snr_db(probe.outputs(simulation.program(), self._inputs[:count]), self._references[:count])
 
     def worst(self, count: int) -> list[str]:
         """Return the tensors that lose most when each is quantized alone, worst first."""

@@ -151,7 +151,9 @@ def _recurrent(cls_name: str, states: int) -> Callable[[Builder, Any, Bound], An
 
 def _binary(function: Any) -> Callable[[Builder, Any, Bound], Any]:
     def make(b: Builder, _node: Any, a: Bound) -> Any:
-        if a.get("alpha", 1) != 1:
+        # With a number, FX gives the result its input's scale, which the kernel then changes: a concatenation after it
+        # would read wrong values.
+        if a.get("alpha", 1) != 1 or not hasattr(a["other"], "op"):
             return None
         return b.graph.call_function(function, (b.value(a["self"]), b.value(a["other"])))
 

@@ -106,7 +106,7 @@ def static(
         raise DataError("The calibration data has no samples.", hint="Give representative samples with --calibration.")
     with engine(), quiet(), torch.no_grad():
         rebuilt, prepared = _prepared(program, recipe, tuple(example))
-        samples = _observe(prepared, estimators.estimator(recipe.estimator), calibrate, progress)
+        samples = _observe(prepared, estimators.for_recipe(recipe), calibrate, progress)
         progress("quantizing", None)
         try:
             module = convert_fx(prepared)

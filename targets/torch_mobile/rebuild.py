@@ -9,6 +9,7 @@ from typing import Any
 
 from edge.calibration.recipe import Override
 from edge.errors import ConversionError
+from edge.targets.torch_common import functional, quiet
 from edge.targets.torch_mobile import branches, modules
 
 # Checks that torch.export adds: they compute nothing, and a traced program cannot raise them.
@@ -38,11 +39,9 @@ def rebuild(
     `saturate` makes ReLU of ReLU6, but for those named in `clamped`, to be quantized to at most 6.
     Raises ConversionError for control flow that TorchScript cannot hold.
     """
-    from edge.targets.torch_common import quiet
-
     with quiet():
-        # Without decompositions this only removes in-place operators, which quantization would separate.
-        graph_module = program.run_decompositions({}).module(check_guards=False)
+        # Quantization would separate an in-place operator from its tensor.
+        graph_module = functional(program).module(check_guards=False)
         builder = Builder(graph_module, overrides, saturate=saturate, clamped=clamped)
         return Rebuilt(
             module=builder.build(),

@@ -56,7 +56,6 @@ class TorchMobile:
         """
         self._refuse(model, recipe, target)
         exported = load_exported(model.path, model.signature)
-        _refuse_state(exported)
         inputs = sample_inputs(exported, samples, _CHECKS)
         made = _quantized(exported, recipe, samples, progress)
         progress("tracing", None)
@@ -121,14 +120,6 @@ class TorchMobile:
                 hint="Write branches with torch.cond and loops with torch.while_loop: both sides are kept as scripted "
                 "branches without this option.",
             )
-
-
-def _refuse_state(exported: Exported) -> None:
-    if changed := sorted(set(exported.program.graph_signature.buffers_to_mutate.values())):
-        raise ConversionError(
-            f"The program changes its buffers {', '.join(changed)} at each call; a frozen trace drops that.",
-            hint="Make the state an input and an output of the module.",
-        )
 
 
 def _quantized(exported: Exported, recipe: Recipe, samples: Dataset | None, progress: Progress) -> Quantized:

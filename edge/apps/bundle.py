@@ -1,0 +1,157 @@
+"""An artifact made ready for a platform: its contract, program, golden vectors, and the names of the code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge.apps import contract as contracts
+from edge.apps import golden, naming, tasks
+from edge.apps.contract import Contract, Golden, ModelFile, RuntimeNeed
+from edge.apps.pins import RUNTIMES, Pin, Platform, runtimes
+from edge.artifact import Artifact
+from edge.errors import ArtifactError, ConfigError, DataError
+from edge.stages.checking import read_golden
+
+# How each edgekit runtime's version is called in a manifest's tools.
+_TOOLS = {"litert": "ai-edge-litert", "tflite": "ai-edge-litert", "executorch": "executorch", "pytorch-mobile": "torch"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the user chose; None where edgekit chooses."""
+
+    platform: Platform
+    runtime: str | None = None
+    package: str | None = None
+    name: str | None = None
+    labels: Path | None = None
+    postprocess: str = ""
+    licence: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """All that a platform's generator takes. `model` maps paths below the resource folder to bytes."""
+
+    contract: Contract
+    name: str
+    package: str
+    model: Mapping[str, bytes]
+    golden: bytes
+
+    @property
+    def resources(self) -> dict[str, bytes]:
+        """The files that every platform packs: program, contract and golden vectors."""
+        return {
+            **self.model,
+            contracts.FILE: contracts.dumps(self.contract).encode(),
+            self.contract.golden.file: self.golden,
+        }
+
+
+def make(artifact: Artifact, options: ExportOptions) -> Bundle:
+    """Return the bundle of an artifact; raise ArtifactError, ConfigError or DataError for what cannot be exported."""
+    manifest = artifact.manifest
+    name = naming.class_name(options.name, manifest.name)
+    runtime, pin = choose_runtime(options.platform, options.runtime, manifest.runtime)
+    inputs, outputs = contracts.tensors(manifest, "inputs"), contracts.tensors(manifest, "outputs")
+    path = artifact.file("golden")
+    if path is None:
+        raise ArtifactError(
+            f"{artifact.path} has no golden vectors, without which an app cannot be checked.",
+            hint="Build it again with --evaluation DATA.",
+        )
+    vectors = read_golden(path)
+    reals = {t.name: golden.real(vectors["out"][t.name], t) for t in outputs if t.name in vectors["out"]}
+    post = tasks.resolve(manifest.signature.task, tasks.parse(options.postprocess, outputs), inputs, outputs, reals)
+    data = golden.pack(golden.entries(vectors, inputs, outputs, post))
+    model = _model_files(artifact.program)
+    made = Contract(
+        edgekit=manifest.edgekit,
+        name=name,
+        artifact=manifest.name,
+        target=manifest.target,
+        recipe=manifest.recipe_name,
+        model=_model_record(artifact.program, model),
+        runtime=_need(runtime, pin, manifest.tools, manifest.details.get("operator_versions", {})),
+        inputs=inputs,
+        outputs=outputs,
+        postprocess=post,
+        labels=_labels(options.labels, manifest.signature.labels),
+        golden=Golden(
+            file="golden.bin",
+            sha256=hashlib.sha256(data).hexdigest(),
+            vectors=len(next(iter(vectors["in"].values()))),
+            images=len(golden.test_images(inputs)),
+        ),
+        accuracy=manifest.metrics.accuracy,
+        latency=contracts.latency_rows(manifest),
+        tools=dict(manifest.tools),
+        licence=options.licence,
+    )
+    package = naming.package_name(options.package, name)
+    return Bundle(contract=made, name=name, package=package, model=model, golden=data)
+
+
+def choose_runtime(platform: Platform, given: str | None, program: str) -> tuple[str, Pin]:
+    """Return the runtime and its pin: the given one, else the first that runs the program; raise ConfigError."""
+    names = runtimes(platform)
+    if given is not None and given not in names:
+        raise ConfigError(f"--runtime is {given!r}; accepted for {platform}: {', '.join(names)}.")
+    for name in names if given is None else (given,):
+        pin = RUNTIMES[platform, name]
+        if program in pin.programs:
+            return name, pin
+    able = ", ".join(f"{p} ({r})" for (p, r), pin in RUNTIMES.items() if program in pin.programs)
+    wanted = platform if given is None else f"{platform} with {given}"
+    raise ConfigError(
+        f"A program of runtime {program!r} cannot be exported for {wanted}; it can be for: {able or 'none'}.",
+        hint="Build the model for a target with a runtime of that platform.",
+    )
+
+
+def _need(name: str, pin: Pin, tools: Mapping[str, str], operators: Mapping[str, object]) -> RuntimeNeed:
+    tested = tools.get(_TOOLS.get(name, ""), "")
+    minimum, version = pin.minimum, pin.version
+    if pin.newest_operators:
+        minimum = max(minimum, contracts.needed_tflite(operators), key=contracts.version_key)  # type: ignore[arg-type]
+        if contracts.version_key(minimum) > contracts.version_key(pin.newest_operators):
+            raise ConfigError(
+                f"The model's operators need TensorFlow Lite {minimum}; {pin.package} ends at {pin.newest_operators}.",
+                hint="Take --runtime litert.",
+            )
+    if name == "executorch" and tested:
+        # A .pte file is promised to load in the ExecuTorch that wrote it and in later ones, not in earlier ones.
+        minimum = version = tested.partition("+")[0]
+    return RuntimeNeed(name=name, package=pin.package, version=version, minimum=minimum, tested=tested)
+
+
+def _labels(path: Path | None, found: tuple[str, ...]) -> tuple[str, ...]:
+    if path is None:
+        return found
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a text of one label per line: {error}.") from error
+
+
+def _model_files(program: Path) -> dict[str, bytes]:
+    """Return the program's files; a Core ML package is a folder."""
+    package = next((p for p in (program, *program.parents) if p.suffix == ".mlpackage"), None)
+    if package is None:
+        return {f"model{program.suffix}": program.read_bytes()}
+    files = (p for p in sorted(package.rglob("*")) if p.is_file())
+    return {f"model.mlpackage/{p.relative_to(package).as_posix()}": p.read_bytes() for p in files}
+
+
+def _model_record(program: Path, model: Mapping[str, bytes]) -> ModelFile:
+    size = sum(map(len, model.values()))
+    first = next(iter(model))
+    if "/" not in first:
+        return ModelFile(file=first, sha256=hashlib.sha256(model[first]).hexdigest(), bytes=size)
+    # A folder's digest is that of its listing: one line "digest path" per file, sorted by path.
+    listing = "".join(f"{hashlib.sha256(data).hexdigest()} {path}\n" for path, data in sorted(model.items()))
+    return ModelFile(file=first.split("/", 1)[0], sha256=hashlib.sha256(listing.encode()).hexdigest(), bytes=size)

@@ -1,0 +1,186 @@
+"""What is done with an artifact that exists: check it again, or finish it with the Edge TPU compiler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from edge import artifact as artifacts
+from edge import codec, isolate, verdict
+from edge.artifact import Artifact, Manifest
+from edge.errors import ArtifactError, ConfigError, DeviceError, UsageError
+from edge.findings import Finding
+from edge.isolate import Progress
+from edge.pipeline import kernels_of, role_of, time_program, working_folder, write_reports
+from edge.project import Budgets
+from edge.targets import registry
+from edge.targets.base import Mode, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to check, and where: `device` is `local`, or `coral` with perhaps a name (`coral:usb:0`)."""
+
+    evaluation: str | None = None
+    device: str = "local"
+    kernels: str | None = None
+    metric: str | None = None
+    latency_profile: str = "smoke"
+    budgets: Budgets = field(default_factory=Budgets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a program runs: the file for it, the kernels that run it, the kernels that are timed, and the mode."""
+
+    program: Path
+    kernels: str
+    timed_kernels: str
+    mode: Mode
+
+
+def place_of(opened: Artifact, target: Target, request: Request) -> Place:
+    """Return the place of a request; raise DeviceError for an unknown device, ArtifactError for an uncompiled model."""
+    if request.device == "local":
+        mode: Mode = "measured" if target.family == "linux" else "emulated"
+        kernels = request.kernels or kernels_of(target)
+        return Place(program=opened.program, kernels=kernels, timed_kernels=request.kernels or "xnnpack", mode=mode)
+    kind, _, name = request.device.partition(":")
+    if kind != "coral":
+        raise DeviceError(f"Device {request.device!r} is unknown; accepted: local, coral, coral:usb:0, coral:pci:0.")
+    compiled = opened.file("compiled")
+    if compiled is None:
+        raise ArtifactError(
+            f"{opened.path} holds no compiled model.",
+            hint=f"Run `edgekit compile {opened.path}` where the compiler is.",
+        )
+    kernels = f"edgetpu:{name}" if name else "edgetpu"
+    return Place(program=compiled, kernels=kernels, timed_kernels=kernels, mode="measured")
+
+
+def check(path: Path, request: Request, progress: Progress = isolate.no_progress) -> Artifact:
+    """Verify an artifact's digests and golden vectors, then measure it again; the artifact itself is not changed.
+
+    The float carrier stands for the float source, which is not in the artifact. Raises ArtifactError, DeviceError.
+    """
+    opened = artifacts.read(path)
+    manifest = opened.manifest
+    target = _target_of(manifest)
+    place = place_of(opened, target, request)
+    with working_folder() as work:
+        progress("checking golden vectors" + (" and accuracy" if request.evaluation else ""), None)
+        answer = _check(opened, place, request, work, progress)
+        latency = manifest.metrics.latency
+        if request.latency_profile != "none":
+            golden = opened.file("golden")
+            latency = time_program(
+                manifest.runtime, place.program, place.timed_kernels, place.mode, golden, request.latency_profile, work,
+                progress,
+            )  # fmt: skip
+    return _checked(opened, answer, latency, place.mode, request.budgets, target)
+
+
+def _check(opened: Artifact, place: Place, request: Request, work: Path, progress: Progress) -> dict[str, Any]:
+    manifest = opened.manifest
+    carrier, golden, accuracy = opened.file("carrier"), opened.file("golden"), manifest.metrics.accuracy
+    return isolate.call(
+        "edge.stages.checking:check_artifact",
+        {
+            "carrier_runtime": manifest.runtime,
+            "carrier": str(carrier) if carrier else None,
+            "program": str(place.program),
+            "golden": str(golden) if golden else None,
+            "golden_kernels": accuracy.kernels if accuracy else None,
+            "runtime": manifest.runtime,
+            "kernels": place.kernels,
+            "signature": codec.to_json(manifest.source_signature),
+            "evaluation": request.evaluation,
+            "metric": request.metric or (accuracy.metric if accuracy else None),
+        },
+        workdir=work,
+        name="check",
+        progress=progress,
+    )
+
+
+def compile_artifact(path: Path, options: Mapping[str, Any], progress: Progress = isolate.no_progress) -> Artifact:
+    """Finish an artifact for the Edge TPU with the compiler; the artifact is replaced whole. Raises ArtifactError."""
+    opened = artifacts.read(path)
+    manifest = opened.manifest
+    if manifest.runtime != "edgetpu":
+        raise UsageError(
+            f"{path} was built for {manifest.target} with {manifest.runtime}; only edgetpu artifacts are compiled.",
+            hint="Build one with --target coral.",
+        )
+    given = {**_target_of(manifest).options, **options}
+    with working_folder() as work:
+        answer = isolate.call(
+            "edge.stages.building:compile_program",
+            {"path": str(opened.program), "options": given, "workdir": str(work)},
+            workdir=work,
+            name="compile",
+            progress=progress,
+            # The compiler may run three times and be bisected; each run has its own limit.
+            timeout_s=20 * float(options.get("timeout_s", 180)),
+        )
+        return _with_compiled(opened, answer)
+
+
+def _with_compiled(opened: Artifact, answer: Mapping[str, Any]) -> Artifact:
+    findings = tuple(codec.from_json(Finding, f) for f in answer["findings"])
+    kept = tuple(f for f in opened.manifest.findings if f.rule != "EDGETPU_NOT_COMPILED")
+    manifest = replace(
+        opened.manifest,
+        findings=tuple(dict.fromkeys((*kept, *findings))),
+        details={**opened.manifest.details, **answer["details"]},
+    )
+    roles = {f.path: f.role for f in opened.manifest.files if f.role not in ("compiled", "report")}
+    with artifacts.writing(opened.path) as folder:
+        for name in roles:
+            shutil.copyfile(opened.path / name, folder / name)
+        for extra in map(Path, answer["files"]):
+            shutil.copyfile(extra, folder / extra.name)
+            roles[extra.name] = role_of(extra)
+        write_reports(folder, manifest, roles)
+    return artifacts.read(opened.path)
+
+
+def _target_of(manifest: Manifest) -> Target:
+    try:
+        return registry.target(manifest.target)
+    except ConfigError:
+        # The user's own target file need not be at hand to check an artifact: the host's rules serve.
+        return replace(registry.target("linux"), name=manifest.target, family="other")
+
+
+def _checked(
+    opened: Artifact,
+    answer: Mapping[str, Any],
+    latency: Mapping[str, Any] | None,
+    mode: Mode,
+    budgets: Budgets,
+    target: Target,
+) -> Artifact:
+    m = opened.manifest
+    accuracy = answer.get("accuracy")
+    metrics = replace(
+        m.metrics,
+        accuracy=codec.from_json(artifacts.Accuracy, {**accuracy, "mode": mode}) if accuracy else m.metrics.accuracy,
+        parity=tuple(codec.from_json(artifacts.OutputParity, p) for p in answer["parity"]) or m.metrics.parity,
+        latency=latency,
+    )
+    findings = tuple(codec.from_json(Finding, f) for f in answer["findings"])
+    manifest = replace(m, metrics=metrics, findings=tuple(dict.fromkeys((*m.findings, *findings))))
+    size = opened.size_bytes
+    merged = replace(
+        Budgets(
+            max_drop=m.budgets.get("max_drop"),
+            max_latency_ms=m.budgets.get("max_latency_ms"),
+            max_size_bytes=int(m.budgets["max_size_bytes"]) if "max_size_bytes" in m.budgets else None,
+        ),
+        **budgets.as_dict(),  # type: ignore[arg-type]
+    )
+    return replace(opened, manifest=verdict.judge(manifest, merged, target, size))

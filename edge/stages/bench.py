@@ -1,0 +1,280 @@
+"""The bench of searching and diagnosing: builds candidates and measures them on samples that do not evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge import codec
+from edge.calibration import noise
+from edge.calibration.data import Dataset
+from edge.calibration.recipe import Override, Recipe
+from edge.calibration.search import DEFAULT_BUDGET, SELECTION_SAMPLES, Candidate, Outcome, Policy, best, split_selection
+from edge.calibration.selection import Selection
+from edge.errors import QuantizationError
+from edge.measure import metrics
+from edge.measure.metric import Metric
+from edge.signature import Signature
+from edge.stages.checking import from_program, to_program
+from edge.targets import registry
+from edge.targets.base import Model, Session, Target
+
+if TYPE_CHECKING:
+    from edge.calibration.sensitivity import LayerRecord
+    from edge.isolate import Progress
+    from edge.targets.litert.sensitivity import Sensitivity
+
+# Runtimes whose quantizer tunes, corrects, equalizes and mixes precisions; the others have the estimators.
+_REFINED = frozenset({"litert", "edgetpu"})
+_MOST_CACHED_BYTES = 256 * 2**20
+_LEAST_SAMPLES = 32
+
+
+def keep_float(tensor: str) -> Override:
+    """Return the override that keeps the operator float that writes a tensor."""
+    return Override(tensor=f"^{re.escape(tensor)}$", scheme="float32")
+
+
+class Bench:
+    """Builds candidates and measures them against the float carrier on the selection samples."""
+
+    def __init__(self, request: Mapping[str, Any], progress: Progress) -> None:
+        self.progress = progress
+        self.signature = codec.from_json(Signature, request["signature"])
+        self.target = codec.from_json(Target, request["target"])
+        self.base = codec.from_json(Recipe, request["recipe"])
+        self.refined = request["runtime"] in _REFINED
+        self._request = request
+        self._workdir = Path(request["workdir"])
+        if request["runtime"] == "edgetpu":
+            # The Edge TPU's program computes the same bits as LiteRT's, which is built without its compiler.
+            per_tensor = tuple(self.target.options.get("per_tensor", ()))
+            self.base = replace(self.base, per_tensor_operators=per_tensor)
+        self._runtime = registry.runtime("litert" if request["runtime"] == "edgetpu" else request["runtime"])
+        calibration = codec.from_json(Selection, request["calibration"])
+        evaluation = codec.from_json(Selection, request["evaluation"]) if request.get("evaluation") else None
+        self.split = split_selection(calibration, evaluation, self.signature, wanted=_affordable(self.signature))
+        self.fit = self.split.fit.open(self.signature)
+        self._samples = _Samples(self.split.select.open(self.signature))
+        self.outcomes: list[Outcome] = []
+        self._programs: dict[str, Outcome] = {}
+        self.measured_sensitivity: Sensitivity | None = None
+        self._references: list[dict[str, Any]] = []
+        self.floats = self._run_carrier()
+        floor = metrics.compare(self.floats, self.floats)
+        budget = DEFAULT_BUDGET if request.get("max_drop") is None else float(request["max_drop"])
+        self.policy = Policy(max_drop=budget, provable=floor.high is not None and floor.high <= budget)
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+        return self.floats.name
+
+    @property
+    def samples(self) -> int:
+        """How many samples choose."""
+        return len(self.floats)
+
+    @property
+    def leader(self) -> Outcome:
+        """The best candidate so far that is integer throughout; raises QuantizationError where none could be built."""
+        usable = [o for o in self.outcomes if o.failure is None and o.candidate.group != "mixed"]
+        if not usable:
+            raise QuantizationError(self.outcomes[0].failure or "Nothing could be built.")
+        return best(usable)
+
+    def settled(self) -> bool:
+        """Tell whether going on to dearer candidates cannot be justified: too few samples, but the estimate keeps."""
+        return not self.policy.provable and self.policy.plausible(self.leader)
+
+    def measure(self, candidate: Candidate) -> Outcome:
+        """Build and measure a candidate, or take what is known of it; a failure to build is an outcome too."""
+        self.progress(f"trying {candidate.label}", None)
+        known = self._known(candidate)
+        outcome = known if known is not None else self._measured(candidate)
+        self.outcomes.append(outcome)
+        return outcome
+
+    def sensitivity(self) -> Sensitivity:
+        """Return the ranking of layers for the leader's recipe, measured once."""
+        if self.measured_sensitivity is None:
+            from edge.targets.litert import sensitivity
+
+            program, ranges = self.prepared(self.leader.candidate.recipe)
+            self.measured_sensitivity = sensitivity.measure(
+                program, ranges, self.leader.candidate.recipe, self.fit, self.progress
+            )
+        return self.measured_sensitivity
+
+    def prepared(self, recipe: Recipe) -> tuple[bytes, Any]:
+        """Return the float program as it is quantized, and its ranges."""
+        from edge.targets.litert import flatbuffer, prepare, quantize
+
+        model = flatbuffer.load(Path(self._request["carrier"]))
+        prepare.canonical(model, self.signature)
+        ready = quantize.calibrated(model, recipe, self.fit, progress=self.progress)
+        return ready.program, ready.ranges
+
+    def operator_outputs(self) -> list[str]:
+        """Return the first output of each operator of the float program, in execution order."""
+        from edge.targets.litert import flatbuffer
+
+        program, _ = self.prepared(replace(self.base, tune_ranges=False, equalize=False))
+        graph = flatbuffer.graph(flatbuffer.load(program))
+        return [graph.tensors[op.outputs[0]].name for op in graph.ops if op.outputs]
+
+    def island(self, layers: tuple[LayerRecord, ...]) -> tuple[tuple[Override, ...], Any]:
+        """Return the overrides that keep layers float, and the dtype of the outputs where it has to change.
+
+        Where a tensor is at fault, the operators that write and that read it are kept: else it would be quantized on
+        the way from one to the other.
+        """
+        from edge.targets.litert import flatbuffer
+
+        program, _ = self.prepared(replace(self.base, tune_ranges=False, equalize=False))
+        graph = flatbuffer.graph(flatbuffer.load(program))
+        readers = graph.consumers()
+        index = {t.name: t.index for t in graph.tensors}
+        names, at_end = [], False
+        for layer in layers:
+            names += [layer.output] if layer.index >= 0 else []
+            if layer.part == "activations":
+                tensor = index[layer.output]
+                at_end = at_end or tensor in graph.outputs
+                names += [graph.tensors[graph.ops[r].outputs[0]].name for r in readers.get(tensor, ())]
+        return tuple(keep_float(name) for name in dict.fromkeys(names)), "float32" if at_end else None
+
+    def _make(self) -> Metric:
+        name = self._request.get("metric")
+        return metrics.metric_named(name) if name else metrics.default_metric(self.signature, self._samples.first_label)
+
+    def _run_carrier(self) -> Metric:
+        session = self._runtime.open_carrier(Path(self._request["carrier"]))
+        metric = self._make()
+        for inputs, label in self._samples:
+            outputs = run_real(session, inputs)
+            self._references.append(outputs)
+            metric.update(outputs, outputs if label is None else label)
+        return metric
+
+    def _measured(self, candidate: Candidate) -> Outcome:
+        folder = self._workdir / f"candidate-{len(self.outcomes)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        target = replace(self.target, options={**self.target.options, **candidate.options})
+        model = Model(carrier="litert", path=Path(self._request["carrier"]), signature=self.signature)
+        try:
+            program = self._runtime.build(model, candidate.recipe, target, self.fit, folder, self.progress)
+        except QuantizationError as error:
+            return Outcome(candidate=candidate, failure=error.message)
+        runs = _build_runs(program.details, self.fit)
+        digest = hashlib.sha256(program.path.read_bytes()).hexdigest()
+        if digest in self._programs:
+            return replace(self._programs[digest], candidate=candidate, runs=runs)
+        outcome = self._evaluated(candidate, program.path, program.details, runs)
+        self._programs[digest] = outcome
+        self._remember(candidate, outcome)
+        return outcome
+
+    def _evaluated(self, candidate: Candidate, path: Path, details: Mapping[str, Any], runs: int) -> Outcome:
+        kernels = self._request["kernels"]
+        # The plain kernels of accelerators' hosts take ten times as long and differ by single steps.
+        session = self._runtime.open(path, kernels="builtin" if kernels == "reference" else kernels, threads=1)
+        metric, lost, times = self._make(), noise.Noise(), []
+        for position, (inputs, label) in enumerate(self._samples):
+            started = time.perf_counter()
+            outputs = run_real(session, inputs)
+            times.append(time.perf_counter() - started)
+            lost.add(outputs, self._references[position])
+            metric.update(outputs, self._references[position] if label is None else label)
+        difference = metrics.compare(self.floats, metric)
+        return Outcome(
+            candidate=candidate,
+            drop=difference.drop,
+            drop_low=difference.low,
+            drop_high=difference.high,
+            snr_db=lost.snr_db,
+            size_bytes=path.stat().st_size,
+            operators_float=int(details.get("operators_left_float", 0)) + int(details.get("operators_kept_float", 0)),
+            host_ms=float(np.median(times)) * 1e3,
+            latency_ms=self._predicted(path),
+            runs=runs + len(times),
+        )
+
+    def _predicted(self, path: Path) -> float | None:
+        if self._request["runtime"] == "litert":
+            return None
+        found = registry.runtime(self._request["runtime"]).inspect(path, self.target, self.target.options)
+        value = found.details.get("latency_ms")
+        return float(value) if isinstance(value, (int, float)) else None
+
+    def _key(self, candidate: Candidate) -> Path | None:
+        if not self._request.get("cache"):
+            return None
+        parts = [
+            hashlib.sha256(Path(self._request["carrier"]).read_bytes()).hexdigest(),
+            *(codec.to_json(v) for v in (self.signature, candidate.recipe, self.target, self.split)),
+            dict(candidate.options),
+            {k: self._request.get(k) for k in ("runtime", "metric", "kernels")},
+            self.fit.digest(),
+        ]
+        return Path(self._request["cache"]) / f"{hashlib.sha256(codec.dumps(parts).encode()).hexdigest()}.json"
+
+    def _known(self, candidate: Candidate) -> Outcome | None:
+        path = self._key(candidate)
+        if path is None or not path.is_file():
+            return None
+        return codec.from_json(Outcome, json.loads(path.read_text(encoding="utf-8")))
+
+    def _remember(self, candidate: Candidate, outcome: Outcome) -> None:
+        if path := self._key(candidate):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            codec.write_atomically(path, codec.dumps(codec.to_json(outcome)))
+
+
+class _Samples:
+    """Inputs and labels of a data set, kept in memory while they are few, else read again each time."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data = data
+        first = data.first()
+        self.first_label = first.label
+        size = sum(np.asarray(v).nbytes for v in first.inputs.values())
+        self._kept: list[Any] | None = [] if size * (data.count or 10**6) <= _MOST_CACHED_BYTES else None
+
+    def __iter__(self) -> Iterator[tuple[Mapping[str, Any], Any]]:
+        if self._kept:
+            yield from self._kept
+            return
+        for sample in self._data:
+            entry = (dict(sample.inputs), sample.label)
+            if self._kept is not None:
+                self._kept.append(entry)
+            yield entry
+
+
+def run_real(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the real-valued outputs of a program for a sample's inputs."""
+    fed = {t.name: to_program(t, np.asarray(inputs[t.name])) for t in session.signature.inputs}
+    found = session.run(fed)
+    return {t.name: from_program(t, found[t.name]) for t in session.signature.outputs}
+
+
+def _build_runs(details: Mapping[str, Any], fit: Dataset) -> int:
+    """Return how often a program ran while a candidate was built."""
+    count = int(details.get("calibration_samples") or fit.count or 0)
+    extra = [details.get(k) or {} for k in ("tuned_ranges", "bias_correction", "rounding")]
+    return count * (2 if "channels_equalized" in details else 1) + sum(int(e.get("runs", 0)) for e in extra)
+
+
+def _affordable(signature: Signature) -> int:
+    """Return how many samples may choose so that the float outputs of all of them stay below 256 MB."""
+    size = sum(4 * int(np.prod([max(d, 1) for d in t.shape])) for t in signature.outputs)
+    return max(_LEAST_SAMPLES, min(SELECTION_SAMPLES, _MOST_CACHED_BYTES // max(1, size)))
