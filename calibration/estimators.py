@@ -82,7 +82,11 @@ class Histograms:
 
     def limits(self) -> dict[str, Limits]:
         """Return the interval of every tensor seen, by the rule."""
-        return {name: self._rule(h) for name, h in self._histograms.items() if h.count}
+        return self.limits_by(self._rule)
+
+    def limits_by(self, rule: Callable[[Histogram], Limits]) -> dict[str, Limits]:
+        """Return the interval of every tensor seen, by another rule."""
+        return {name: rule(h) for name, h in self._histograms.items() if h.count}
 
 
 def percentile_limits(histogram: Histogram, percentile: float = PERCENTILE) -> Limits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edge.calibration.histogram import Histogram
     from edge.calibration.recipe import Recipe
 
     Floats = NDArray[np.float32]
@@ -134,5 +135,15 @@ def estimator(name: str, *, percentile: float = 99.99, levels: int = 255) -> Est
 
 def for_recipe(recipe: Recipe) -> Estimator:
     """Return the estimator that a static recipe asks for."""
-    levels = 65535 if recipe.scheme == "int8x16" else 255
-    return estimator(recipe.estimator, percentile=recipe.percentile, levels=levels)
+    return estimator(recipe.estimator, percentile=recipe.percentile, levels=_levels(recipe))
+
+
+def rule_for(recipe: Recipe) -> Callable[[Histogram], tuple[float, float]]:
+    """Return the function from histogram to interval of a recipe with a histogram estimator; raise KeyError."""
+    from edge.calibration import estimators
+
+    return estimators.rule_of(recipe.estimator, percentile=recipe.percentile, levels=_levels(recipe))
+
+
+def _levels(recipe: Recipe) -> int:
+    return 65535 if recipe.scheme == "int8x16" else 255

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Part = Literal["weights", "activations"]
+_UNEVEN, _OPPOSED = 16.0, -0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,10 @@ class LayerRecord:
     or only its output tensor, quantized; None where there is nothing to quantize. `saturated` is the share of the
     output's values outside of its range; `channel_spread` largest over smallest peak of the weights' output channels;
     `peak_to_rms` the worst within a channel: what an int8 step is relative to ordinary weights.
+
+    `unbalanced_with` names the output of the next layer where this one's output channels are uneven against the next
+    one's input weights (see `unbalanced`): then this one is to blame for the noise of the next one's weights,
+    `next_weights_db`, and that layer is `blamed_before`.
     """
 
     index: int
@@ -36,11 +41,15 @@ class LayerRecord:
     saturated: float | None
     channel_spread: float | None
     peak_to_rms: float | None
+    unbalanced_with: str | None = None
+    next_weights_db: float | None = None
+    blamed_before: bool = False
 
     @property
     def snr_db(self) -> float:
-        """The ratio with both quantized: the noises add up."""
-        parts = [db for db in (self.weights_db, self.output_db) if db is not None and db < LIMIT_DB]
+        """The ratio with all that this layer is to blame for quantized: the noises add up."""
+        weights = None if self.blamed_before else self.weights_db
+        parts = [db for db in (weights, self.output_db, self.next_weights_db) if db is not None and db < LIMIT_DB]
         return decibels(sum(10 ** (-db / 10) for db in parts)) if parts else LIMIT_DB
 
     @property
@@ -53,6 +62,22 @@ class LayerRecord:
 def ranked(records: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:
     """Return the records, worst first; ties in execution order."""
     return tuple(sorted(records, key=lambda r: (r.snr_db, r.index)))
+
+
+def unbalanced(peaks: NDArray[np.float64], reading: NDArray[np.float64]) -> bool:
+    """Tell whether channels are large in one layer's output and small in the next one's weights, or the reverse.
+
+    `peaks` [C] are the activation's largest magnitudes, `reading` [C] those of the next layer's input weights. True
+    where the latter span a factor of 16 and the logarithms of both correlate below -0.6: an equivalent network without
+    that exists, and a step of either is wasted on few channels.
+    """
+    used = (peaks > 0) & (reading > 0)
+    if used.sum() < 3 or reading[used].max() < _UNEVEN * reading[used].min():
+        return False
+    first, second = np.log2(peaks[used]), np.log2(reading[used])
+    if first.std() == 0 or second.std() == 0:
+        return False
+    return float(np.corrcoef(first, second)[0, 1]) < _OPPOSED
 
 
 def weight_spread(weights: NDArray[np.floating], axis: int | None) -> tuple[float, float]:

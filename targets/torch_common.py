@@ -116,7 +116,9 @@ def _carried(text: str, name: str) -> Signature | None:
     try:
         return codec.from_json(Signature, json.loads(text))
     except ValueError as error:
-        raise SourceError(f"{name} has a damaged signature: {first_line(error)}", hint="Import the source again.") from error
+        raise SourceError(
+            f"{name} has a damaged signature: {first_line(error)}", hint="Import the source again."
+        ) from error
 
 
 def functional(program: Any) -> Any:

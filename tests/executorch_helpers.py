@@ -62,8 +62,7 @@ def imported(name: str, folder: Path) -> Model:
 def build(model: Model, recipe: Recipe, folder: Path, data: Any = None, **options: Any) -> Program:
     """Build below `folder`, calibrated with 16 samples where the recipe needs them."""
     folder.mkdir(parents=True, exist_ok=True)
-    needed: Any = samples(model.signature) if recipe.needs_calibration else None
-    given = needed if data is None else data
+    given: Any = samples(model.signature) if data is None and recipe.needs_calibration else data
     return ExecuTorch().build(model, recipe, target(**options), given, folder, lambda *_: None)
 
 

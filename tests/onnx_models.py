@@ -37,7 +37,9 @@ def model(
         ],
         [onnx.numpy_helper.from_array(v, n) for n, v in (constants or {}).items()],
     )
-    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8 if opset < 20 else 10)
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8 if opset < 20 else 10
+    )
 
 
 def node(kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Any:
@@ -56,11 +58,12 @@ def save(proto: Any, folder: Path, name: str = "model.onnx") -> Path:
     return path
 
 
-def convolution(random: np.random.Generator) -> Any:
+def convolution(random: np.random.Generator, **attributes: Any) -> Any:
     """Return conv, relu, average, dense over a channel-first image."""
+    attributes = attributes or {"auto_pad": "SAME_UPPER"}
     return model(
         [
-            node("Conv", ["image", "w", "b"], ["c"], auto_pad="SAME_UPPER", strides=[2, 2]),
+            node("Conv", ["image", "w", "b"], ["c"], **attributes, strides=[2, 2]),
             node("Relu", ["c"], ["r"]),
             node("GlobalAveragePool", ["r"], ["p"]),
             node("Flatten", ["p"], ["f"]),

@@ -33,11 +33,9 @@ def test_scale_and_bias_are_those_of_the_preprocessing() -> None:
     assert unfit == ()
 
 
-@pytest.mark.parametrize(
-    "preprocess", [Preprocess(std=(1.0, 2.0, 3.0)), Preprocess(colour="gray")]
-)
+@pytest.mark.parametrize("preprocess", [Preprocess(std=(1.0, 2.0, 3.0)), Preprocess(colour="gray")])
 def test_what_is_no_image_of_core_ml_stays_a_tensor(preprocess: Preprocess) -> None:
-    """One std per channel, or gray values in three channels, are no image input; without a declaration nothing is said."""
+    """One std per channel, or gray values in three channels, are no image input; no declaration, no remark."""
     assert contracts.contract_of(signature(preprocess={"x": preprocess}))[1] == ("x",)
     assert contracts.contract_of(signature()) == (contracts.contract_of(signature())[0], ())
 

@@ -9,7 +9,7 @@ import pytest
 
 from edge.calibration import recipe as recipes
 from edge.calibration.ranges import MinMax, Ranges
-from edge.errors import QuantizationError
+from edge.errors import QuantizationError, SourceError
 from edge.targets.litert import aeq, calibrate, flatbuffer, prepare, quantize, repair, session
 from tests.tflite_builder import GraphBuilder, Samples, normal_samples
 
@@ -223,3 +223,17 @@ def test_int16_add_uses_general_scales() -> None:
     made = _ours(builder.build(), samples, recipes.named("int8x16"))
     assert made.coverage.cost == (0, 0)
     assert _error(builder.build(), made.program, samples, "z").max() < 0.002
+
+
+def test_a_clamp_over_tiny_activations_loads() -> None:
+    """ReLU6 over activations of 1e-9 gives an int8 program that LiteRT loads: 6 in steps of the output is an int32."""
+    builder = GraphBuilder()
+    x = builder.input("x", (1, 8, 8, 2))
+    weights = np.full((3, 3, 3, 2), 1e-10, np.float32)
+    builder.output(builder.conv(x, weights, np.zeros(3), fusedActivationFunction=3), "y")
+    program, samples = builder.build(), normal_samples({"x": (1, 8, 8, 2)})
+    with pytest.raises(SourceError, match="no_integer_overflow"):
+        session.LiteRTSession(_bare(program, samples), kernels="builtin", threads=1)
+    made = _ours(program, samples)
+    opened = session.LiteRTSession(made.program, kernels="builtin", threads=1)
+    assert opened.run({"x": np.ones((1, 8, 8, 2), np.int8)})["y"].shape == (1, 6, 6, 3)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 - only tests with torch import this module
+from numpy.typing import NDArray
 from torch import nn  # noqa: TID253
 from torch.nn import functional as F  # noqa: N812, TID253
 
 from edge.calibration.data import Sample
 from edge.signature import Signature, TensorSpec
-from edge.targets.base import Model, Target
+from edge.targets.base import Model, Session, Target
 from edge.targets.torch_common import quiet, save_exported
 
 PHONE = Target(name="phone", title="a phone", family="android", runtimes=("torch_mobile", "coreml"), io="float32")
@@ -143,7 +144,7 @@ class Cond(nn.Module):  # type: ignore[misc]
         self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
 
     def forward(self, x: Any) -> Any:
-        return torch.cond(x.sum() > 0, lambda v: self.a(v), lambda v: self.b(v), (x,))
+        return torch.cond(x.sum() > 0, self.a, self.b, (x,))
 
 
 class Loop(nn.Module):  # type: ignore[misc]
@@ -205,6 +206,11 @@ def carrier(module: nn.Module, shapes: tuple[tuple[int, ...], ...], folder: Path
         path = folder / "carrier.pt2"
         save_exported(program, contract, path)
     return Model(carrier="exported", path=path, signature=contract)
+
+
+def run(session: Session, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run a session once."""
+    return dict(session.run(inputs))
 
 
 def network(name: str, folder: Path) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable
 
@@ -19,9 +20,16 @@ _KEYWORDS = frozenset(keyword.kwlist) | frozenset(
     " signed sizeof static struct super switch template this throw throws true try typealias typedef typeof union"
     " unsigned using val var virtual void volatile when where while yield string number symbol type".split()
 )
-# Types that the generated code uses beside the class of the model.
+# Names that the generated classes use themselves.
+_LOCAL = frozenset(
+    "application bitmap close confined contract decode encode engine executor finish flat handles init inputs labels model"
+    " outputs pixels place postprocess predict process raws reals resize result run stored tensor threads values".split()
+)
+# Names that the generated code uses beside the class of the model.
 _TAKEN = frozenset(
-    "Any Array Bitmap Bool Boolean Byte ByteArray ByteBuffer Char Class Classification Context Contract DType Data Detection"
+    "Activation Any Array ArtifactError Bytes CONTRACT Colour DATA DataError Fit Floats GoldenCheck Images Layout LiteRT"
+    " MainActivity Mapping MissingPackageError NDArray Path Post Quantization Resize Taps ModelEngine Accelerator Thread XCTest"
+    " Bitmap Bool Boolean Byte ByteArray ByteBuffer Char Class Classification Context Contract DType Data Detection"
     " Double Engine Error File Float Foundation Function Golden GoldenTest GoldenTests Int Interpreter Iterable List Long"
     " Map Mask Math Module Number Object Optional Options Pixels Placement Post Postprocess Preprocess Promise Result Set"
     " Short String Tensor TensorSpec Tensors Type Unit Void".split()
@@ -39,7 +47,7 @@ def words(text: str) -> list[str]:
 def class_name(given: str | None, fallback: str) -> str:
     """Return the name of the model's class: `given` as it stands, else made of `fallback`; raise ConfigError."""
     if given is not None:
-        if not _CLASS.fullmatch(given) or given in _TAKEN:
+        if not _CLASS.fullmatch(given) or _is_taken(given):
             raise ConfigError(
                 f"--name is {given[:80]!r}; accepted: a capital letter, then letters and digits, at most 64, "
                 "and no name that the generated code uses itself.",
@@ -48,7 +56,13 @@ def class_name(given: str | None, fallback: str) -> str:
         return given
     made = "".join(w[:1].upper() + w[1:] for w in words(fallback))[:48] or "Model"
     made = made if made[0].isalpha() else f"Model{made}"
-    return f"{made}Model" if made in _TAKEN else made
+    return f"{made}Model" if _is_taken(made) else made
+
+
+def _is_taken(name: str) -> bool:
+    """Whether the class or the module made of it would hide something else."""
+    module = snake(name)
+    return name in _TAKEN or module in _KEYWORDS or module in sys.stdlib_module_names or module in ("numpy", "sample", "std")
 
 
 def package_name(given: str | None, name: str) -> str:
@@ -73,7 +87,7 @@ def identifiers(names: Iterable[str], fallback: str) -> list[str]:
     for position, name in enumerate(names):
         parts = words(name)
         made = "".join([parts[0].lower(), *(w.capitalize() for w in parts[1:])])[:40] if parts else ""
-        if not made or not made[0].isalpha() or made in _KEYWORDS or made in found:
+        if not made or not made[0].isalpha() or made in _KEYWORDS | _LOCAL or made in found:
             made = f"{fallback}{made[:1].upper()}{made[1:]}" if made and made not in found else f"{fallback}{position}"
         while made in found:
             made += "x"

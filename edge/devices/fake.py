@@ -31,8 +31,8 @@ QUIET = {"cpus": 4, "affinity": [0, 1, 2, 3], "busy_s": 1.0, "steal_s": 0.0, "ow
 class FakeDevice(Closing):
     """A device that computes with `compute` (inputs by position, without the sample dimension -> outputs).
 
-    `durations_ns` are the times that a measurement finds, `environments` the states before and after; `failures` maps an
-    operation of the agent to the error of its answer, or to a Completed in place of the whole answer.
+    `durations_ns` are the times that a measurement finds, `environments` the states before and after; `failures` maps
+    an operation of the agent to the error of its answer, or to a Completed in place of the whole answer.
     """
 
     def __init__(

@@ -26,10 +26,14 @@ from edge.errors import DeviceError
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    """End a process that leads its own session, with all that it started."""
+    """End a process that leads its own session, with all that it started, and close its pipes."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
 
 
 def run_bounded(command: Sequence[str], *, timeout_s: float, stdin: bytes, what: str, **options: object) -> Completed:

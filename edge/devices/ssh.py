@@ -260,8 +260,6 @@ class SshDevice(Closing):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 keeper.wait(_CLOSE_TIMEOUT_S)
             finish(keeper)
-            assert keeper.stdout is not None
-            keeper.stdout.close()
         shutil.rmtree(self._sockets, ignore_errors=True)
 
 

@@ -63,22 +63,23 @@ def _scales(n: Node) -> list[float] | None:
     return None if found is None or found.size == 0 else [float(v) for v in found.ravel()]
 
 
-def _coordinates(n: Node, axis: _Axis) -> NDArray[np.float64]:
-    i = np.arange(axis.target, dtype=np.float64)
+def _coordinates(n: Node, axis: _Axis) -> NDArray[np.float32]:
+    # In float32, as onnxruntime computes them: at a tie nearest would fall on the other side.
+    i, scale, half = np.arange(axis.target, dtype=np.float32), np.float32(axis.scale), np.float32(0.5)
     mode = n.attribute("coordinate_transformation_mode", "half_pixel")
     if n.kind == "Upsample" or n.opset < 11:
         mode = "asymmetric"
     if mode == "asymmetric":
-        return np.asarray(i / axis.scale)
+        return np.asarray(i / scale)
     if mode == "align_corners":
-        return np.asarray(i * ((axis.size - 1) / max(axis.target - 1, 1)))
+        return np.asarray(i * np.float32(axis.size - 1) / np.float32(max(axis.target - 1, 1)))
     if mode == "pytorch_half_pixel" and axis.target == 1:
-        return np.zeros(1)
+        return np.zeros(1, np.float32)
     if mode in ("half_pixel", "pytorch_half_pixel"):
-        return np.asarray((i + 0.5) / axis.scale - 0.5)
+        return np.asarray((i + half) / scale - half)
     if mode == "half_pixel_symmetric":
-        adjusted = axis.target / (axis.scale * axis.size)
-        return np.asarray(axis.size / 2 * (1 - adjusted) + (i + 0.5) / axis.scale - 0.5)
+        adjusted = np.float32(axis.target) / (scale * np.float32(axis.size))
+        return np.asarray(np.float32(axis.size / 2) * (1 - adjusted) + (i + half) / scale - half)
     raise UnsupportedError(f"the coordinate_transformation_mode {mode!r}")
 
 
@@ -115,7 +116,7 @@ def _matrix(n: Node, axis: _Axis) -> NDArray[np.float32]:
     """Return the weights [target, size] of linear or cubic interpolation along one axis."""
     if n.attribute("antialias", 0) and axis.target < axis.size:
         raise UnsupportedError("antialias is set")
-    x = _coordinates(n, axis)
+    x = _coordinates(n, axis).astype(np.float64)
     cubic = n.attribute("mode") == "cubic"
     base = np.floor(x).astype(np.int64)
     weights = np.zeros((axis.target, axis.size))

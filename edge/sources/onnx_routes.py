@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,13 @@ import numpy as np
 
 from edge import codec
 from edge.errors import ConversionError, MissingPackageError
-from edge.findings import Finding
 from edge.signature import Signature
 from edge.sources import onnx_graph
 from edge.sources.base import Declaration
 from edge.sources.onnx_file import Description, OnnxReference, describe, read, typed
-from edge.sources.torch_io import Call, narrowed
+from edge.sources.torch_io import Call
 from edge.sources.torch_model import LoadedTorch
-from edge.sources.verify import verify_carrier
+from edge.sources.verify import compare, verify_carrier
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-# In the order in which they are tried: name, and what is said of it.
-ROUTES: tuple[tuple[str, str], ...] = (
-    ("graph", "edgekit's own converters to PyTorch, then litert-torch"),
-    ("onnx2torch", "onnx2torch, TorchScript and TS2EPConverter, then litert-torch"),
-)
 _SEED = 20260102
 
 
@@ -55,6 +50,23 @@ def attempt(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "turned_inputs": inputs,
         "turned_outputs": outputs,
     }
+
+
+def attempt_export(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Export by one route to `carrier` in the layouts of `signature`, its module verified against onnxruntime."""
+    path, declaration = Path(request["source"]), codec.from_json(Declaration, request["declaration"])
+    signature = codec.from_json(Signature, request["signature"])
+    model = read(path)
+    description = describe(model, declaration)
+    loaded = opened(model, description, replace(declaration, decided=signature), request["route"])
+    inputs, outputs = loaded.turned()
+    reference = OnnxReference(path, description, turned_inputs=inputs, turned_outputs=outputs)
+    samples = [random_inputs(loaded.signature, k) for k in range(2)]
+    expected = [typed(reference.run(s), loaded.signature) for s in samples]
+    if wrong := [d for d in compare(expected, [loaded.run(s) for s in samples]) if not d.accepted]:
+        raise ConversionError(f"The module made of the ONNX model computes something else. {wrong[0]}.")
+    found = loaded.to_exported(Path(request["carrier"]), progress)
+    return {"findings": [codec.to_json(f) for f in found], "tools": dict(loaded.tools)}
 
 
 class OnnxTorch(LoadedTorch):
@@ -81,13 +93,9 @@ def opened(model: Any, description: Description, declaration: Declaration, route
     layouts = tuple(i.layout for i in description.free)
     structure = _positional(len(tensors))
     call = Call(names, tensors, layouts, tensors, tuple(range(len(tensors))), structure)
-    free = Declaration(  # declared shapes and values are in the description already
-        inputs={n: d for n, d in _by_name(declaration, description).items() if n in names},
-        layout=declaration.layout,
-        task=declaration.task,
-        labels=declaration.labels,
-        decided=declaration.decided,
-    )
+    # Declared shapes and values are in the description already.
+    inputs = {n: d for n, d in _by_name(declaration, description).items() if n in names}
+    free = replace(declaration, inputs=inputs, outputs=())
     return OnnxTorch(module, call, free, digest="", findings=(), kind="onnx")
 
 
@@ -226,8 +234,3 @@ def _close(a: Array, b: Array) -> bool:
         return False
     limit = 1e-3 * float(np.abs(a).max(initial=0)) + 1e-5
     return bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=0, atol=limit, equal_nan=True))
-
-
-def int64_findings(description: Description) -> tuple[Finding, ...]:
-    """Return a finding for each free int64 input."""
-    return tuple(f for i in description.free for f in narrowed(i.name, i.dtype))

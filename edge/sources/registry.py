@@ -16,17 +16,16 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "torch": ("edge.sources.torch", "TorchSource"),
     "litert": ("edge.sources.litert", "LiteRTSource"),
     "onnx": ("edge.sources.onnx", "OnnxSource"),
+    "saved-model": ("edge.sources.saved_model", "SavedModelSource"),
+    "frozen-graph": ("edge.sources.frozen_graph", "FrozenGraphSource"),
+    "torchscript": ("edge.sources.torchscript", "TorchScriptSource"),
+    "hugging-face": ("edge.sources.hugging_face", "HuggingFaceSource"),
 }
 ACCEPTED = (
-    "Keras .keras and .h5 with the whole model, PyTorch file.py:factory and .pt2 (torch.export.save), and float .tflite"
+    "Keras .keras and .h5 with the whole model, PyTorch or JAX as file.py:factory, .pt2 (torch.export.save), "
+    "TorchScript, ONNX, TensorFlow SavedModel folders and frozen .pb, Hugging Face folders, and float .tflite"
 )
 _NOT_YET: dict[Content, tuple[str, str]] = {
-    "saved-model": ("a TensorFlow SavedModel", "Give the Keras model saved with model.save('model.keras')."),
-    "frozen-graph": (
-        "a frozen TensorFlow graph (.pb)",
-        "Convert it to a float .tflite with the TensorFlow version that wrote it.",
-    ),
-    "torchscript": ("a TorchScript archive", "Give file.py:factory that builds the module, or torch.export.save it."),
     "torch-lite": (
         "a PyTorch Mobile program (.ptl)",
         "It is compiled already; give file.py:factory that builds the module.",

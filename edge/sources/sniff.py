@@ -22,6 +22,7 @@ Content = Literal[
     "saved-model",
     "frozen-graph",
     "executorch",
+    "hugging-face",
     "unknown",
 ]
 
@@ -55,8 +56,15 @@ def sniff(location: str) -> Content:
     if factory:
         return "python"
     if path.is_dir():
-        return "saved-model" if (path / "saved_model.pb").exists() else "unknown"
+        return _sniff_folder(path)
     return _sniff_file(path)
+
+
+def _sniff_folder(path: Path) -> Content:
+    if (path / "saved_model.pb").exists():
+        return "saved-model"
+    weights = any(path.glob("*.safetensors")) or any(path.glob("pytorch_model*.bin"))
+    return "hugging-face" if weights and (path / "config.json").exists() else "unknown"
 
 
 def _sniff_file(path: Path) -> Content:

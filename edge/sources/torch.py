@@ -37,18 +37,15 @@ class TorchSource:
 
 
 def _from_factory(path: Path, name: str, declaration: Declaration) -> LoadedSource:
-    import torch
-
-    torch.manual_seed(0)  # a factory without trained weights gives the same module at each build
+    torch = _torch()
+    if torch:
+        torch.manual_seed(0)  # a factory without trained weights gives the same module at each build
     made = factory.call(path, name)
     model, example = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
     if type(model).__module__.partition(".")[0] == "keras" or _is_keras(model):
         return _from_keras(path, model, declaration)
-    if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, torch.nn.Module):
-        raise SourceError(
-            f"{path.name}:{name} returned {type(model).__name__}; accepted: a torch.nn.Module (not scripted), "
-            "a Keras model, or such a one with example inputs: (module, (tensor, …)) or (module, {'name': tensor}).",
-        )
+    if torch is None or isinstance(model, torch.jit.ScriptModule) or not isinstance(model, torch.nn.Module):
+        return _from_function(path, name, (model, example), declaration)
     model.eval()
     findings = to_float32(model)
     if example is None:
@@ -58,6 +55,30 @@ def _from_factory(path: Path, name: str, declaration: Declaration) -> LoadedSour
         call = torch_io.from_example(model, args, kwargs, declaration)
     digest = _digest(path.read_bytes(), model.state_dict())
     return LoadedTorch(model, call, declaration, digest=digest, findings=findings)
+
+
+def _torch() -> Any:
+    """Return torch, None where it is not installed: a factory of another framework does not need it."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
+def _from_function(path: Path, name: str, made: tuple[Any, Any], declaration: Declaration) -> LoadedSource:
+    """Open what a factory returned that is no module of PyTorch or Keras: a JAX function with example inputs."""
+    from edge.sources import jax_function
+
+    model, example = made
+    scripted = type(model).__module__.startswith("torch.")
+    if callable(model) and not scripted and example is not None:
+        return jax_function.load(path, model, example, declaration)
+    raise SourceError(
+        f"{path.name}:{name} returned {type(model).__name__}; accepted: a torch.nn.Module (not scripted), "
+        "a Keras model, such a one with example inputs: (module, (tensor, …)) or (module, {'name': tensor}), "
+        f"or a JAX function: {jax_function.ACCEPTED}.",
+    )
 
 
 def _is_keras(model: Any) -> bool:

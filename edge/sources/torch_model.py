@@ -12,6 +12,7 @@ import numpy as np
 
 from edge.errors import ConversionError, EdgekitError, SourceError
 from edge.findings import Finding
+from edge.isolate import Progress, no_progress
 from edge.signature import Layout, Signature, TensorSpec
 from edge.sources import declared, factory
 from edge.sources.base import Declaration
@@ -154,10 +155,15 @@ class LoadedTorch:
         self.findings += tuple(_kept_finding(*end) for end in sorted(stray))
         return images - stray
 
+    @property
+    def convertible(self) -> Any:
+        """The module that converters take; the reference itself, but for kinds that they refuse."""
+        return self._module
+
     def _convert(self, channel_last: set[End]) -> Any:
         inputs = frozenset(i for i, n in enumerate(self._call.names) if ("input", n) in channel_last)
         outputs = frozenset(i for i, n in enumerate(self._names) if ("output", n) in channel_last)
-        return convert(self._module, self._call, inputs, outputs)
+        return convert(self.convertible, self._call, inputs, outputs)
 
     def _turned(self, end: End) -> bool:
         """Tell whether an end is channel-first in the source and channel-last in the program."""
@@ -198,6 +204,17 @@ class LoadedTorch:
             [(n, outputs[f"output_{i}"]) for i, n in enumerate(self._names)],
         )
         path.write_bytes(fb.dump(model))
+
+    def to_exported(self, path: Path, progress: Progress = no_progress) -> tuple[Finding, ...]:
+        """Write the exported carrier (`.pt2`), in the layouts of the signature. Raises ConversionError."""
+        from edge.sources.exported import export_torch
+
+        progress("exporting with torch.export", None)
+        inputs = frozenset(i for i, n in enumerate(self._call.names) if self._turned(("input", n)))
+        outputs = frozenset(i for i, n in enumerate(self._names) if self._turned(("output", n)))
+        return export_torch(
+            self.convertible, self._call, self.signature, path, last_inputs=inputs, last_outputs=outputs
+        )
 
 
 @contextlib.contextmanager

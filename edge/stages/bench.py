@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _REFINED = frozenset({"litert", "edgetpu"})
 _MOST_CACHED_BYTES = 256 * 2**20
 _LEAST_SAMPLES = 32
+# Models of microseconds can afford more samples, and with them closer bounds.
+_SMALL_BYTES, _SMALL_TIMES = 2**16, 4
 
 
 def keep_float(tensor: str) -> Override:
@@ -61,7 +63,9 @@ class Bench:
         self._runtime = registry.runtime("litert" if request["runtime"] == "edgetpu" else request["runtime"])
         calibration = codec.from_json(Selection, request["calibration"])
         evaluation = codec.from_json(Selection, request["evaluation"]) if request.get("evaluation") else None
-        self.split = split_selection(calibration, evaluation, self.signature, wanted=_affordable(self.signature))
+        self.split = split_selection(
+            calibration, evaluation, self.signature, wanted=_affordable(self.signature, Path(request["carrier"]))
+        )
         self.fit = self.split.fit.open(self.signature)
         self._samples = _Samples(self.split.select.open(self.signature))
         self.outcomes: list[Outcome] = []
@@ -123,12 +127,17 @@ class Bench:
         ready = quantize.calibrated(model, recipe, self.fit, progress=self.progress)
         return ready.program, ready.ranges
 
+    def _graph(self) -> Any:
+        from edge.targets.litert import flatbuffer, prepare
+
+        model = flatbuffer.load(Path(self._request["carrier"]))
+        prepare.canonical(model, self.signature)
+        prepare.quantizable(model, static=True)
+        return flatbuffer.graph(model)
+
     def operator_outputs(self) -> list[str]:
         """Return the first output of each operator of the float program, in execution order."""
-        from edge.targets.litert import flatbuffer
-
-        program, _ = self.prepared(replace(self.base, tune_ranges=False, equalize=False))
-        graph = flatbuffer.graph(flatbuffer.load(program))
+        graph = self._graph()
         return [graph.tensors[op.outputs[0]].name for op in graph.ops if op.outputs]
 
     def island(self, layers: tuple[LayerRecord, ...]) -> tuple[tuple[Override, ...], Any]:
@@ -137,10 +146,7 @@ class Bench:
         Where a tensor is at fault, the operators that write and that read it are kept: else it would be quantized on
         the way from one to the other.
         """
-        from edge.targets.litert import flatbuffer
-
-        program, _ = self.prepared(replace(self.base, tune_ranges=False, equalize=False))
-        graph = flatbuffer.graph(flatbuffer.load(program))
+        graph = self._graph()
         readers = graph.consumers()
         index = {t.name: t.index for t in graph.tensors}
         names, at_end = [], False
@@ -152,13 +158,14 @@ class Bench:
                 names += [graph.tensors[graph.ops[r].outputs[0]].name for r in readers.get(tensor, ())]
         return tuple(keep_float(name) for name in dict.fromkeys(names)), "float32" if at_end else None
 
-    def _make(self) -> Metric:
+    def make_metric(self) -> Metric:
+        """Return a fresh metric: the one asked for, else the one that fits the labels."""
         name = self._request.get("metric")
         return metrics.metric_named(name) if name else metrics.default_metric(self.signature, self._samples.first_label)
 
     def _run_carrier(self) -> Metric:
         session = self._runtime.open_carrier(Path(self._request["carrier"]))
-        metric = self._make()
+        metric = self.make_metric()
         for inputs, label in self._samples:
             outputs = run_real(session, inputs)
             self._references.append(outputs)
@@ -187,7 +194,7 @@ class Bench:
         kernels = self._request["kernels"]
         # The plain kernels of accelerators' hosts take ten times as long and differ by single steps.
         session = self._runtime.open(path, kernels="builtin" if kernels == "reference" else kernels, threads=1)
-        metric, lost, times = self._make(), noise.Noise(), []
+        metric, lost, times = self.make_metric(), noise.Noise(), []
         for position, (inputs, label) in enumerate(self._samples):
             started = time.perf_counter()
             outputs = run_real(session, inputs)
@@ -271,10 +278,13 @@ def _build_runs(details: Mapping[str, Any], fit: Dataset) -> int:
     """Return how often a program ran while a candidate was built."""
     count = int(details.get("calibration_samples") or fit.count or 0)
     extra = [details.get(k) or {} for k in ("tuned_ranges", "bias_correction", "rounding")]
-    return count * (2 if "channels_equalized" in details else 1) + sum(int(e.get("runs", 0)) for e in extra)
+    return count * int(details.get("calibration_passes", 1)) + sum(int(e.get("runs", 0)) for e in extra)
 
 
-def _affordable(signature: Signature) -> int:
+def _affordable(signature: Signature, carrier: Path) -> int:
     """Return how many samples may choose so that the float outputs of all of them stay below 256 MB."""
+    small = carrier.stat().st_size < _SMALL_BYTES
     size = sum(4 * int(np.prod([max(d, 1) for d in t.shape])) for t in signature.outputs)
-    return max(_LEAST_SAMPLES, min(SELECTION_SAMPLES, _MOST_CACHED_BYTES // max(1, size)))
+    return max(
+        _LEAST_SAMPLES, min(SELECTION_SAMPLES * (_SMALL_TIMES if small else 1), _MOST_CACHED_BYTES // max(1, size))
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _VERIFY_SAMPLES = 8
 _SEED = 20260101
 _BATCH = 32
+# Up to this long, samples run one by one: a batch has to be compiled first.
+_SECONDS_ONE_BY_ONE = 3.0
 
 
 def _load(request: Mapping[str, Any], progress: Progress) -> tuple[str, LoadedSource]:
@@ -153,40 +156,46 @@ def _random_inputs(signature: Signature, number: int) -> dict[str, Any]:
 
 
 def _run_reference(loaded: LoadedSource, samples: Dataset, folder: Path, progress: Progress) -> None:
-    """Store the float source's outputs, in batches where that gives what single samples give."""
-    total = samples.count
+    """Store the float source's outputs; in batches where that is worth it and gives what single samples give."""
     iterator = iter(samples)
-    first = list(itertools.islice(iterator, 2))
-    batch = _BATCH if len(first) == 2 and _batches(loaded, first) else 1
+    first = list(itertools.islice(iterator, _BATCH))
+    single = [loaded.run(s.inputs) for s in first[:2]]
+    batched = _worth_batching(loaded, first, samples.count) and _batches(loaded, first, single)
     with OutputWriter(folder) as writer:
         stream = itertools.chain(first, iterator)
-        while group := list(itertools.islice(stream, batch)):
-            for outputs in _run_group(loaded, group):
+        while group := list(itertools.islice(stream, _BATCH if batched else 1)):
+            for outputs in _run_group(loaded, group) if batched else [loaded.run(group[0].inputs)]:
                 writer.append(outputs)
-            progress("running the float source", writer.count / total if total else 0.0)
+            progress("running the float source", writer.count / samples.count if samples.count else 0.0)
 
 
 def _run_group(loaded: LoadedSource, group: list[Sample]) -> Iterator[dict[str, Any]]:
-    if len(group) == 1:
-        yield loaded.run(group[0].inputs)
-        return
-    inputs = {name: np.concatenate([s.inputs[name] for s in group]) for name in group[0].inputs}
-    outputs = loaded.run(inputs)
+    """Run up to 32 samples at once; fewer are filled up, because frameworks compile anew for each batch size."""
+    filled = [*group, *[group[-1]] * (_BATCH - len(group))]
+    outputs = loaded.run({name: np.concatenate([s.inputs[name] for s in filled]) for name in group[0].inputs})
     for i in range(len(group)):
         yield {name: value[i : i + 1] for name, value in outputs.items()}
 
 
-def _batches(loaded: LoadedSource, pair: list[Sample]) -> bool:
-    """Tell whether the source treats dimension 0 as a batch: two at once give what each alone gives."""
-    single = [loaded.run(s.inputs) for s in pair]
+def _worth_batching(loaded: LoadedSource, first: list[Sample], count: int | None) -> bool:
+    if len(first) < _BATCH:
+        return False
+    started = time.perf_counter()
+    loaded.run(first[1].inputs)
+    seconds = time.perf_counter() - started
+    return count is None or seconds * count > _SECONDS_ONE_BY_ONE
+
+
+def _batches(loaded: LoadedSource, group: list[Sample], single: list[dict[str, Any]]) -> bool:
+    """Tell whether the source treats dimension 0 as a batch: many at once give what each alone gives."""
     if any(v.ndim == 0 or v.shape[0] != 1 for outputs in single for v in outputs.values()):
         return False
     try:
-        both = list(_run_group(loaded, pair))
+        together = list(_run_group(loaded, group))
     except Exception:
         return False
     return all(
-        one[name].shape == two[name].shape and np.allclose(one[name], two[name], rtol=1e-4, atol=1e-5)
-        for one, two in zip(single, both, strict=True)
+        one[name].shape == many[name].shape and np.allclose(one[name], many[name], rtol=1e-4, atol=1e-5)
+        for one, many in zip(single, together, strict=False)
         for name in one
     )

@@ -11,6 +11,7 @@ from edge.calibration.search import Candidate, Outcome, pareto
 from edge.errors import QuantizationError
 from edge.findings import Finding
 from edge.stages.bench import Bench, keep_float
+from edge.targets.litert import memory
 
 if TYPE_CHECKING:
     from edge.isolate import Progress
@@ -29,11 +30,20 @@ def search(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     QuantizationError where not even the first recipe can be built, DataError.
     """
     bench = Bench(request, progress)
+    with memory.remembering():
+        _climb(bench)
+        return _answer(bench)
+
+
+def _climb(bench: Bench) -> None:
     for group in (_estimators, _tuned, _corrected, _equalized, _mixed):
         if group is _mixed and bench.settled():
             break
         if any(bench.policy.met(bench.measure(c)) for c in group(bench)):
             break
+
+
+def _answer(bench: Bench) -> dict[str, Any]:
     chosen = bench.policy.choose(bench.outcomes)
     if chosen is None:
         raise QuantizationError(
@@ -71,9 +81,9 @@ def _corrected(bench: Bench) -> Iterator[Candidate]:
 
 
 def _equalized(bench: Bench) -> Iterator[Candidate]:
-    if not bench.refined:
-        return
-    for start in dict.fromkeys((bench.leader.candidate.recipe, replace(bench.base, tune_ranges=True))):
+    if bench.refined:
+        # Balanced channels have other shapes: what an estimator cut off before need not be cut off now.
+        start = replace(bench.leader.candidate.recipe, estimator=bench.base.estimator, tune_ranges=True)
         recipe = replace(start, equalize=True)
         yield Candidate(recipe=recipe, group="equalized", label=recipe.name)
 
@@ -148,8 +158,8 @@ def _findings(bench: Bench, chosen: Outcome) -> list[Finding]:
             Finding(
                 rule="SEARCH_UNPROVEN",
                 severity="info",
-                message=f"The search took {chosen.candidate.label}, whose drop of {name} is {chosen.drop:.4g} ({bound}) "
-                f"on {bench.samples} selection samples: they cannot prove the budget of {budget:.4g}.",
+                message=f"The search took {chosen.candidate.label}, whose drop of {name} is {chosen.drop:.4g} ({bound})"
+                f" on {bench.samples} selection samples: they cannot prove the budget of {budget:.4g}.",
                 fix="Give more calibration samples, with labels: those that do not calibrate choose.",
             )
         ]

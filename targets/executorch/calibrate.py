@@ -102,7 +102,7 @@ def _one_pass(graph: Any, signature: Signature, samples: Iterable[Any], progress
     for count, sample in enumerate(samples, start=1):
         _see(graph, signature, sample.inputs, count)
         if count % 16 == 0 or count == total:
-            progress(f"calibrated {count} samples", count / total if total else None)
+            progress("calibrating", count / total if total else 0.0)
     return count
 
 

@@ -131,6 +131,7 @@ class ExportedSession:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once and return copies, by signature name."""
         import torch
+        from torch.utils import _pytree as pytree
 
         tensors = as_tensors(self.signature, inputs)
         try:
@@ -138,7 +139,7 @@ class ExportedSession:
                 results = self._module(*tensors)
         except Exception as error:
             raise SourceError(f"torch failed while running the exported program: {_first(error)}") from error
-        return as_arrays(self.signature, results if isinstance(results, (tuple, list)) else (results,))
+        return as_arrays(self.signature, [r for r in pytree.tree_leaves(results) if r is not None])
 
 
 def as_tensors(signature: Signature, inputs: Mapping[str, Array]) -> list[Any]:

@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 # Events that contain others: their times would be counted twice.
 _OUTER = ("Method::execute", "Method::init", "Program::load_method", "DELEGATE_CALL", "OPERATOR_CALL")
 
+# What the tracer puts before the name of a portable kernel.
+_KERNEL = "native_call_"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One operator: its name as the kernel or the delegate calls it, where it ran, its mean time over `runs` runs."""
+    """One operator: its name as the kernel or the delegate calls it, its mean time over `runs` runs.
+
+    `place` is `portable`, or the id of the backend that ran it.
+    """
 
     name: str
     place: str
@@ -52,18 +58,18 @@ def profile(path: Path, inputs: Mapping[str, Array], *, runs: int = 20, threads:
         opened.write_etdump_result_to_file(str(dump), str(Path(folder) / "debug.bin"))
         if not dump.is_file() or dump.stat().st_size == 0:
             raise ToolError("This ExecuTorch was built without its event tracer.", hint="pip install -U executorch")
-        return _timings(dump)
+        return _timings(dump, "/".join(view.backends))
 
 
-def _timings(dump: Path) -> tuple[Timing, ...]:
+def _timings(dump: Path, backends: str) -> tuple[Timing, ...]:
     from executorch.devtools import Inspector
 
     inspector: Any = Inspector(etdump_path=str(dump))
     events = [e for block in inspector.event_blocks if block.name == "Execute" for e in block.events]
     return tuple(
         Timing(
-            name=str(event.name),
-            place=str(event.delegate_backend_name or "portable") if event.is_delegated_op else "portable",
+            name=str(event.name).removeprefix(_KERNEL),
+            place="portable" if event.name.startswith(_KERNEL) else backends,
             mean_ms=float(event.perf_data.avg),
             runs=len(event.perf_data.raw),
         )

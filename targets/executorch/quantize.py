@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edge.targets.executorch.delegates import Accept, Delegate, Options
 
 _QUANTIZE, _DEQUANTIZE = "quantize_per_tensor", "dequantize_per_tensor"
-_MOVERS = frozenset(f"aten.{op}" for op in ("permute.default", "view.default", "reshape.default", "unsqueeze.default"))
+_MOVERS = frozenset(f"aten.{op}.default" for op in ("permute", "clone", "contiguous", "view", "reshape", "unsqueeze"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,9 +256,10 @@ def _parameters(arguments: Sequence[Any]) -> Quantization:
 def _input_end(graph: Any, node: Any, spec: TensorSpec) -> TensorSpec:
     last = node
     # What only moves values (a channel-last input is permuted) does so with integers as well.
-    while len(last.users) == 1 and str((user := next(iter(last.users))).target) in _MOVERS:
-        last = user
-    users = list(last.users)
+    users = _readers(last)
+    while len(users) == 1 and str(users[0].target) in _MOVERS:
+        last = users[0]
+        users = _readers(last)
     same = {tuple(u.args[1:]) for u in users}
     if not users or not all(_is(u, _QUANTIZE) for u in users) or len(same) != 1:
         return spec
@@ -266,6 +267,11 @@ def _input_end(graph: Any, node: Any, spec: TensorSpec) -> TensorSpec:
         user.replace_all_uses_with(last)
         graph.graph.erase_node(user)
     return replace(spec, dtype="int8", quantization=_parameters(next(iter(same))))
+
+
+def _readers(node: Any) -> list[Any]:
+    """Return the users of a node's values; what only asks for its sizes takes any dtype."""
+    return [u for u in node.users if "sym_size" not in str(u.target)]
 
 
 def _output_ends(graph: Any, specs: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _BIASED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
 # Runs of the program in all, shared among its layers; and how many samples that may come to.
-_RUNS, _LEAST, _MOST = 3200, 16, 256
+_RUNS, _LEAST, _MOST = 2000, 16, 256
 _HELD_OUT = 64
 
 

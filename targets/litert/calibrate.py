@@ -35,7 +35,7 @@ def collect(
 
 
 def _one_pass(watcher: _Watcher, samples: Iterable[Any], progress: Progress) -> int:
-    total = len(samples) if isinstance(samples, Sized) else None
+    total = len(samples) if isinstance(samples, Sized) else getattr(samples, "count", None)
     count = 0
     for count, sample in enumerate(samples, start=1):
         try:
@@ -43,7 +43,7 @@ def _one_pass(watcher: _Watcher, samples: Iterable[Any], progress: Progress) -> 
         except DataError as error:
             raise DataError(f"Calibration sample {count}: {error.message}", hint=error.hint) from error
         if count % 16 == 0 or count == total:
-            progress(f"calibrated {count} samples", count / total if total else None)
+            progress("calibrating", count / total if total else 0.0)
     return count
 
 

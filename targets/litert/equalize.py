@@ -45,7 +45,8 @@ def apply(model: Any, recipe: Recipe, samples: Iterable[Any], *, threads: int = 
     pairs = list(find_pairs(model))
     if not pairs:
         return 0
-    peaks = probe.channel_peaks(flatbuffer.dump(model), samples, {p.tensor for p in pairs}, threads=threads)
+    tensors = {p.tensor for p in pairs}
+    peaks = probe.channel_peaks(flatbuffer.dump(model), (s.inputs for s in samples), tensors, threads=threads)
     return sum(_scale(model, pair, peaks[pair.tensor], recipe) for pair in pairs)
 
 
@@ -121,8 +122,8 @@ def _scale(model: Any, pair: Pair, peaks: Floats, recipe: Recipe) -> int:
     weights, reader = (flatbuffer.constant(model, graph.tensors[op.inputs[1]]) for op in (first, second))
     assert weights is not None
     assert reader is not None
-    grown = None if reading is None else _magnitudes(reader, reading)
-    shrunk = peaks if recipe.granularity == "channel" else _magnitudes(weights, axis)
+    grown = None if reading is None else magnitudes(reader, reading)
+    shrunk = peaks if recipe.granularity == "channel" else magnitudes(weights, axis)
     scales = arithmetic.factors(shrunk, grown)
     if pair.capped:
         scales = arithmetic.within_cap(scales, peaks, _CAP)
@@ -133,7 +134,8 @@ def _scale(model: Any, pair: Pair, peaks: Floats, recipe: Recipe) -> int:
     return int(np.count_nonzero(scales != 1))
 
 
-def _magnitudes(weights: NDArray[Any], axis: int) -> Floats:
+def magnitudes(weights: Any, axis: int) -> Floats:
+    """Return the largest magnitude of weights per index of an axis, [C]."""
     flat = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1).astype(np.float64)
     return np.asarray(np.abs(flat).max(axis=1))
 

@@ -9,26 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.calibration.data import spread
-from edge.targets.litert import flatbuffer, session
+from edge.targets.litert import session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float64]
 
-_WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
 _LEAST = 16
 _MOST_BYTES = 128 * 2**20
 
 
 def channel_peaks(
-    program: bytes, samples: Iterable[Any], tensors: Collection[int], *, threads: int
+    program: bytes, inputs: Iterable[Mapping[str, Any]], tensors: Collection[int], *, threads: int
 ) -> dict[int, Floats]:
     """Return the largest magnitude per last-axis channel of each float tensor over the samples, [C]."""
     opened = session.LiteRTSession(program, kernels="xnnpack", threads=threads, preserve=True)
     found: dict[int, Floats] = {}
-    for sample in samples:
-        opened.invoke(sample.inputs)
+    for values_of in inputs:
+        opened.invoke(values_of)
         for index in tensors:
             values: Any = np.abs(np.asarray(opened.tensor(index), np.float64))
             peaks = values.reshape(-1, values.shape[-1]).max(axis=0)
@@ -57,17 +56,3 @@ def outputs(program: bytes, inputs: Iterable[Mapping[str, Any]], *, threads: int
     """Return the real-valued outputs of a program, float or quantized, for each of the inputs."""
     opened = session.LiteRTSession(program, kernels="builtin", threads=threads)
     return [session.run_float(opened, values) for values in inputs]
-
-
-def operations(program: bytes) -> int:
-    """Return the multiplications of one run, those of convolutions and dense layers, and one per other output value."""
-    graph = flatbuffer.graph(flatbuffer.load(program))
-    total = 0
-    for op in graph.ops:
-        for t in op.outputs:
-            weights = graph.tensors[op.inputs[1]] if op.name in _WEIGHTED else None
-            per_value = (
-                weights.elements // max(1, graph.tensors[t].shape[-1]) if weights and graph.tensors[t].shape else 1
-            )
-            total += graph.tensors[t].elements * max(1, per_value)
-    return total

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edge.calibration import ranges as estimators
+from edge.calibration.estimators import Histograms
 from edge.calibration.ranges import Ranges
 from edge.calibration.recipe import Recipe
 from edge.errors import DataError, QuantizationError, SourceError
@@ -22,6 +23,7 @@ from edge.targets.litert import (
     equalize,
     fixed,
     flatbuffer,
+    memory,
     prepare,
     ptq,
     repair,
@@ -113,6 +115,7 @@ def calibrated(
         return Calibrated(program=flatbuffer.dump(model), ranges=None, restored=restored)
     magnitude = repair.patch_masks(model, samples)
     ranges, refined = _ranges(model, recipe, samples, threads, progress)
+    ranges = repair.hold_clamps(model, ranges)
     return Calibrated(
         program=flatbuffer.dump(model), ranges=ranges, restored=restored, mask_magnitude=magnitude, details=refined
     )
@@ -126,15 +129,34 @@ def _ranges(
     if recipe.equalize:
         progress("equalizing channels", None)
         refined["channels_equalized"] = equalize.apply(model, recipe, samples, threads=threads)
-    estimator = estimators.for_recipe(recipe)
-    ranges = calibrate.collect(flatbuffer.dump(model), samples, estimator, threads=threads, progress=progress)
-    ranges = fixed.apply(model, ranges, recipe)
+    refined["calibration_passes"] = int(recipe.equalize) + estimators.for_recipe(recipe).passes
+    program = flatbuffer.dump(model)
+    ranges = fixed.apply(model, _estimated(program, recipe, samples, threads, progress), recipe)
     if recipe.tune_ranges:
-        tuned = tune.tune(flatbuffer.dump(model), ranges, recipe, samples, progress)
+        key = (program, ranges.estimator, tuple(ranges.limits.items()), recipe.scheme, recipe.granularity)
+        tuned = memory.recall(key, samples, lambda: tune.tune(program, ranges, recipe, samples, progress))
         ranges = tuned.ranges if tuned else ranges
         refined["tuned_ranges"] = tuned.to_json() if tuned else None
     repair.lift_dead_channels(model, ranges, 32767 if recipe.scheme == "int8x16" else 255)
     return ranges, refined
+
+
+def _estimated(program: bytes, recipe: Recipe, samples: Iterable[Any], threads: int, progress: Progress) -> Ranges:
+    """Return the estimator's ranges; while a search remembers, one pass of histograms serves all estimators."""
+    if not memory.is_remembering() or recipe.estimator == "moving-average":
+        estimator = estimators.for_recipe(recipe)
+        return calibrate.collect(program, samples, estimator, threads=threads, progress=progress)
+
+    def seen() -> tuple[Histograms, Ranges]:
+        collector = Histograms("minmax", lambda h: (h.low, h.high))
+        return collector, calibrate.collect(program, samples, collector, threads=threads, progress=progress)
+
+    collector, ranges = memory.recall(("histograms", program), samples, seen)
+    return (
+        ranges
+        if recipe.estimator == "minmax"
+        else replace(ranges, limits=collector.limits_by(estimators.rule_for(recipe)), estimator=recipe.estimator)
+    )
 
 
 def _refuse_bad_overrides(recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,11 @@ _SAMPLES = 8
 _TOLERANCE = 1e-5
 _CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 _SMALLEST = 1e-7
+
+# Bounds of clamps by operator, and by the number of a fused activation (RELU_N1_TO_1, RELU6).
+_CLAMPS = {"RELU6": 6.0, "RELU_N1_TO_1": 1.0, "RELU_0_TO_1": 1.0}
+_FUSED_CLAMPS = {2: 1.0, 3: 6.0}
+_MOST_STEPS = 2.0**30  # half of what int32 holds: room for the zero point
 
 
 def patch_masks(model: Any, samples: Iterable[Any]) -> float | None:
@@ -151,3 +157,22 @@ def mend_signature(quantized: Any, source: Any) -> int:
                 wrong += entry.tensorIndex != right
                 entry.tensorIndex = right
     return wrong
+
+
+def hold_clamps(model: Any, ranges: Ranges) -> Ranges:
+    """Return the ranges, widened where a clamp such as ReLU6 would not fit into the steps of a tiny range.
+
+    Kernels write the clamp's bounds in steps of the output: 6 / scale must be an int32, or they refuse to load. Outputs
+    as small as that come from untrained weights, and from layers that do nothing.
+    """
+    limits = dict(ranges.limits)
+    for view in flatbuffer.graphs(model):
+        for op in view.ops:
+            clamp = _CLAMPS.get(op.name) or _FUSED_CLAMPS.get(op.option("fusedActivationFunction"))
+            name = view.tensors[op.outputs[0]].name if clamp and op.outputs else None
+            if clamp is None or name not in limits:
+                continue
+            low, high = limits[name]
+            least = clamp * 256 / _MOST_STEPS
+            limits[name] = (low, max(high, low + least))
+    return replace(ranges, limits=limits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,17 @@ import numpy as np
 from edge.calibration import noise
 from edge.calibration.ranges import Ranges
 from edge.calibration.recipe import Recipe
-from edge.calibration.sensitivity import LayerRecord, ranked, weight_spread
+from edge.calibration.sensitivity import LayerRecord, ranked, unbalanced, weight_spread
 from edge.isolate import Progress, no_progress
-from edge.targets.litert import flatbuffer, probe, session
+from edge.targets.litert import equalize, flatbuffer, probe, session
 from edge.targets.litert.simulate import CHANNEL_AXIS, Simulation
 
 # Runs of the program for all layers together; each layer gets at least 8 samples.
 _RUNS, _LEAST, _MOST = 3000, 8, 64
 # So many are run with everything quantized, to find the worst samples among them.
 _CANDIDATES = 128
+# Layers with one scale per output channel over all input channels, and the axis of the latter.
+_READING = {"CONV_2D": 3, "FULLY_CONNECTED": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,27 @@ def measure(
         by_tensor[name] = bench.alone(activations=(name,))
         progress("measuring layers", (len(by_op) + len(by_tensor)) / total)
     saturated = _saturation(program, ranges, chosen)
-    records = list(_records(graph, ranges, by_op, by_tensor, saturated))
-    runs = 2 * len(inputs) + (total + 2) * len(chosen)
+    records = _joined(model, list(_records(graph, ranges, by_op, by_tensor, saturated)), chosen)
+    runs = 2 * len(inputs) + (total + 3) * len(chosen)
     return Sensitivity(layers=ranked(records), samples=len(chosen), runs=runs)
+
+
+def _joined(model: Any, records: list[LayerRecord], inputs: Sequence[Mapping[str, Any]]) -> list[LayerRecord]:
+    """Blame the first of two layers whose channels are uneven against each other for the second one's weights too."""
+    graph = flatbuffer.graph(model)
+    pairs = [p for p in equalize.find_pairs(model) if graph.ops[p.second].name in _READING]
+    peaks = probe.channel_peaks(flatbuffer.dump(model), inputs, {p.tensor for p in pairs}, threads=1)
+    found = {r.index: r for r in records}
+    for pair in pairs:
+        first, second = found.get(pair.first), found.get(pair.second)
+        reading = equalize.magnitudes(
+            graph.data(graph.ops[pair.second].inputs[1]), _READING[graph.ops[pair.second].name]
+        )
+        if first is None or second is None or not unbalanced(peaks[pair.tensor], reading):
+            continue
+        found[pair.first] = replace(first, unbalanced_with=second.output, next_weights_db=second.weights_db)
+        found[pair.second] = replace(found[pair.second], blamed_before=True)
+    return list(found.values())
 
 
 class _Bench:

@@ -23,8 +23,8 @@ _PATIENCE = 2
 _ROUNDS = 2
 _TENSORS = 8
 _RANKING = 8
-# Runs of the program that a search may take: few for a large network, more for one of microseconds.
-_RUNS, _MOST_RUNS, _OPERATIONS = 4000, 60_000, 4_000_000_000
+# Runs of the program that tuning may take, for 16 operators and more; small networks get up to four times as many.
+_RUNS, _OPERATORS, _MOST_TIMES = 3000, 16, 4
 _LEAST, _MOST = 24, 256
 
 
@@ -57,7 +57,8 @@ def tune(
     Coordinate descent over both ends of the 8 tensors that hurt most when quantized alone, two rounds; all the rest of
     the model is quantized as well. Every fourth sample is held out to judge by.
     """
-    budget = min(_MOST_RUNS, max(_RUNS, _OPERATIONS // max(1, probe.operations(program))))
+    operators = len(flatbuffer.graph(flatbuffer.load(program)).ops)
+    budget = _RUNS * min(_MOST_TIMES, max(1, _OPERATORS // max(1, operators)))
     count = min(_MOST, max(_LEAST, budget // (_TENSORS * 2 * _ROUNDS * 4)))
     inputs = probe.spread_inputs(samples, count * 4 // 3)
     if len(inputs) < 4:

@@ -106,11 +106,31 @@ def save(module: Any, signature: Signature, path: Path) -> None:
     try:
         with quiet(), engine():
             module._save_for_lite_interpreter(str(path), _extra_files={CONTRACT: codec.dumps(codec.to_json(signature))})
+            _drop_debug(path)
     except RuntimeError as error:
         raise ConversionError(
             f"The module cannot be saved for the lite interpreter: {first_line(error)}",
             hint="Use `--runtime executorch`.",
         ) from error
+
+
+def _drop_debug(path: Path) -> None:
+    """Write the archive anew without the source lines of the trace: they hold paths of the building machine."""
+    import torch
+
+    reader = torch._C.PyTorchFileReader(str(path))
+    held = reader.get_all_records()
+    version = next(int(reader.get_record(n)) for n in held if n in ("version", ".data/version"))
+    # The writer makes these itself.
+    made = ("version", ".data/version", "byteorder", ".data/serialization_id")
+    names = [n for n in held if not n.endswith(".debug_pkl") and n not in made]
+    records = {name: reader.get_record(name) for name in names}
+    del reader
+    writer = torch._C.PyTorchFileWriter(str(path))
+    writer.set_min_version(version)
+    for name, data in records.items():
+        writer.write_record(name, data, len(data))
+    writer.write_end_of_file()
 
 
 def verify(run: Callable[[Sequence[Any]], Sequence[Any]], module: Any, inputs: Sequence[Sequence[Any]]) -> float:

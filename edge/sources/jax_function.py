@@ -1,0 +1,152 @@
+"""Source: JAX functions (Flax and Equinox modules among them) that `file.py:factory` returns with example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge.errors import ConfigError, MissingPackageError, SourceError
+from edge.sources import declared
+from edge.sources.base import Declaration, InputDeclaration
+from edge.sources.factory import place
+from edge.sources.tf_model import Function, LoadedTensorFlow, first_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+ACCEPTED = "(function, example) where the example is an array, a tuple of arrays, or a dict of them by argument name"
+
+
+class LoadedJax(LoadedTensorFlow):
+    """A JAX function: reference outputs by JAX itself, a program through jax2tf."""
+
+    def __init__(
+        self, function: Function, reference: Callable[..., list[Any]], declaration: Declaration, *, digest: str
+    ) -> None:
+        self._jax = reference
+        super().__init__(function, declaration, digest=digest, findings=(), kind="jax")
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the outputs by signature name, computed by JAX. Raises SourceError where the function fails."""
+        given = [np.asarray(inputs[t.name]).astype(t.dtype, copy=False) for t in self._inputs]
+        try:
+            results = self._jax(*given)
+        except Exception as error:  # the user's code runs here
+            raise SourceError(f"{place(error) or 'The function'}: JAX cannot run it: {first_line(error)}") from error
+        return {t.name: np.asarray(v) for t, v in zip(self.signature.outputs, results, strict=True)}
+
+
+def load(path: Path, function: Any, example: Any, declaration: Declaration) -> LoadedJax:
+    """Return a JAX function with fixed inputs. Raises SourceError with the user's line where it fails."""
+    jax, jax2tf = _import()
+    named = isinstance(example, Mapping)
+    values = dict(example) if named else _positional(function, example)
+    arrays = {n: _array(n, v) for n, v in values.items()}
+    arrays = _declared(arrays, declaration)
+
+    def flat(*given: Any) -> list[Any]:
+        results = function(**dict(zip(arrays, given, strict=True))) if named else function(*given)
+        leaves = jax.tree_util.tree_flatten_with_path(results)[0]
+        flat.keys = tuple(_key(path, i) for i, (path, _) in enumerate(leaves))  # type: ignore[attr-defined]
+        return [leaf for _, leaf in leaves]
+
+    try:
+        jax.eval_shape(flat, *arrays.values())
+    except Exception as error:  # the user's code runs here
+        shapes = ", ".join(f"{n}{list(a.shape)}" for n, a in arrays.items())
+        raise SourceError(
+            f"{place(error) or 'The function'}: calling it with {shapes} raised {type(error).__name__}: "
+            f"{first_line(error)}",
+            hint=f"Return from the factory {ACCEPTED}.",
+        ) from error
+    converted = jax2tf.convert(flat)
+
+    def call(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        results = converted(*[inputs[n] for n in arrays])
+        return dict(zip(flat.keys, results, strict=True))  # type: ignore[attr-defined]
+
+    return LoadedJax(
+        Function(
+            call=call,
+            inputs=tuple((n, tuple(a.shape), a.dtype.name) for n, a in arrays.items()),
+            packages=("jax", "jaxlib"),
+        ),
+        jax.jit(flat),
+        declaration,
+        digest=_digest(path, flat, arrays),
+    )
+
+
+def _import() -> tuple[Any, Any]:
+    try:
+        import jax
+        import tensorflow  # noqa: F401 - jax2tf needs it
+        from jax.experimental import jax2tf
+    except ImportError as error:
+        raise MissingPackageError(
+            "Converting a JAX function needs the packages jax and tensorflow, and one cannot be imported.",
+            hint="pip install 'edgekit[jax]'",
+        ) from error
+    return jax, jax2tf
+
+
+def _positional(function: Any, example: Any) -> dict[str, Any]:
+    import inspect
+
+    values = list(example) if isinstance(example, (tuple, list)) else [example]
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()  # type: ignore[assignment]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return {(names[i] if i < len(names) else f"args_{i}"): v for i, v in enumerate(values)}
+
+
+def _array(name: str, value: Any) -> Array:
+    import jax
+
+    try:
+        return np.asarray(jax.numpy.asarray(value))  # JAX's own dtypes: 32 bits unless the user enabled 64
+    except (TypeError, ValueError) as error:
+        raise SourceError(
+            f"The example of {name!r} is no array but {type(value).__name__}.", hint=f"Return {ACCEPTED}."
+        ) from error
+
+
+def _declared(arrays: dict[str, Array], declaration: Declaration) -> dict[str, Array]:
+    wishes = declared.inputs_of(declaration, list(arrays))
+    return {n: _shaped(n, a, w) for (n, a), w in zip(arrays.items(), wishes, strict=True)}
+
+
+def _shaped(name: str, array: Array, wish: InputDeclaration) -> Array:
+    if wish.shape is None or tuple(wish.shape) == array.shape:
+        return array
+    if len(wish.shape) != array.ndim:
+        raise ConfigError(f"The input {name!r} is declared as {list(wish.shape)}; the example has {list(array.shape)}.")
+    return np.zeros(wish.shape, array.dtype)
+
+
+def _key(path: Any, number: int) -> str:
+    keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
+    if not keys:
+        return "output_0"
+    return "_".join(keys) if not keys[0].isdigit() else "_".join([f"output_{keys[0]}", *keys[1:]])
+
+
+def _digest(path: Path, flat: Callable[..., Any], arrays: Mapping[str, Array]) -> str:
+    """Return the sha256 over the file and the traced function with its weights."""
+    import hashlib
+
+    import jax
+
+    closed = jax.make_jaxpr(flat)(*arrays.values())
+    total = hashlib.sha256(path.read_bytes())
+    total.update(str(closed.jaxpr).encode())
+    for constant in closed.consts:
+        total.update(np.ascontiguousarray(np.asarray(constant)).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,241 @@
+"""Diagnose: the parity ladder from float to the device's kernels, the layers to blame, and fixes with their effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge import codec
+from edge.calibration import noise
+from edge.calibration.search import Candidate, Outcome
+from edge.calibration.selection import Selection
+from edge.findings import Finding
+from edge.measure import metrics
+from edge.measure.metric import Metric
+from edge.measure.store import OutputReader
+from edge.stages.bench import Bench, run_real
+from edge.targets import registry
+from edge.targets.base import Session
+from edge.targets.litert import heads, memory
+
+if TYPE_CHECKING:
+    from edge.isolate import Progress
+
+# A rung also loses where its signal-to-noise ratio falls by this much to below 20 dB: 10 % of the signal's size.
+_LOUD_DB, _FALL_DB = 20.0, 6.0
+_LAYERS = 20
+_FIXED_LAYERS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One step of the ladder. `drop` against the float carrier with its 95 % interval; `loses` where it is to blame."""
+
+    name: str
+    metric: float
+    drop: float
+    drop_low: float | None
+    drop_high: float | None
+    snr_db: float
+    loses: bool
+
+
+def diagnose(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Return where a LiteRT program loses accuracy: the ladder, the culprit, layers worst first, and measured fixes.
+
+    Request: as for `edge.stages.searching:search`, and reference (a folder with the float source's outputs on the
+    evaluation samples, or None), program (a built int8 file to be the last rung, or None: one is built), device_kernels.
+    The ladder runs on the evaluation samples where there are any, else on held-out calibration samples; layers and
+    fixes on calibration samples only.
+    """
+    bench = Bench(request, progress)
+    with memory.remembering():
+        base = bench.measure(Candidate(recipe=bench.base, group="estimators", label=bench.base.name))
+        program, ranges = bench.prepared(bench.base)
+        ladder = _Ladder(bench, request, program, ranges).rungs(progress)
+        culprit = _culprit(ladder)
+        sensitivity = bench.sensitivity()
+        fixes = [_effect(base, outcome) for outcome in _fixes(bench)]
+    clashes = heads.find_clashes(program, ranges)
+    return {
+        "metric": bench.metric,
+        "samples": bench.samples,
+        "ladder": [codec.to_json(r) for r in ladder],
+        "culprit": culprit,
+        "layers": [{**codec.to_json(r), "snr_db": r.snr_db, "part": r.part} for r in sensitivity.layers[:_LAYERS]],
+        "fixes": fixes,
+        "cost": {
+            "layer_samples": sensitivity.samples,
+            "layer_runs": sensitivity.runs,
+            "forward_passes": round(sensitivity.runs / bench.samples, 2),
+        },
+        "findings": [codec.to_json(f) for f in (*_findings(ladder, culprit, bench), *clashes)],
+    }
+
+
+class _Ladder:
+    """Runs the rungs over one set of samples, each program over all of them, keeping two numbers per sample."""
+
+    def __init__(self, bench: Bench, request: Mapping[str, Any], program: bytes, ranges: Any) -> None:
+        self._bench, self._request = bench, request
+        self._program, self._ranges = program, ranges
+        self._workdir = Path(request["workdir"])
+        chosen = request.get("evaluation") or codec.to_json(bench.split.select)
+        self._data = codec.from_json(Selection, chosen).open(bench.signature)
+        self._reference = OutputReader(Path(request["reference"])) if request.get("reference") else None
+
+    def rungs(self, progress: Progress) -> list[Rung]:
+        """Return all rungs in order; each is compared with the float carrier."""
+        runtime = registry.runtime("litert")
+        carrier = runtime.open_carrier(Path(self._request["carrier"]))
+        expected = self._evaluate(carrier, None)
+        made = []
+        if self._reference is not None:
+            made.append(self._rung("float source", self._stored(), expected))
+        made.append(self._rung("float carrier", expected, expected))
+        for name, session in self._programs():
+            progress(f"running {name}", None)
+            made.append(self._rung(name, self._evaluate(session, carrier), expected, made[-1]))
+        return made
+
+    def _programs(self) -> Iterator[tuple[str, Session]]:
+        from edge.targets.litert import flatbuffer
+        from edge.targets.litert.simulate import Simulation
+
+        runtime = registry.runtime("litert")
+        operators = range(len(flatbuffer.graph(flatbuffer.load(self._program)).ops))
+        tensors = list(self._ranges)
+        for name, weights, activations in (
+            ("weights only", operators, ()),
+            ("activations only", (), tensors),
+        ):
+            one = Simulation(
+                self._program, self._ranges, self._bench.base, weights=tuple(weights), activations=tuple(activations)
+            )
+            path = self._workdir / f"{name.replace(' ', '-')}.tflite"
+            path.write_bytes(one.program())
+            yield name, runtime.open(path, kernels="builtin", threads=1)
+        final = (
+            Path(self._request["program"])
+            if self._request.get("program")
+            else self._workdir / "candidate-0/model.tflite"
+        )
+        yield "int8, reference kernels", runtime.open(final, kernels="reference", threads=1)
+        device = self._request.get("device_kernels") or "xnnpack"
+        if device != "reference":
+            yield f"int8, {device} kernels", runtime.open(final, kernels=device, threads=1)
+
+    def _evaluate(self, session: Session, carrier: Session | None) -> tuple[Metric, noise.Noise]:
+        metric, lost = self._bench.make_metric(), noise.Noise()
+        for sample in self._data:
+            outputs = run_real(session, sample.inputs)
+            wanted = outputs if carrier is None else run_real(carrier, sample.inputs)
+            lost.add(outputs, wanted)
+            metric.update(outputs, wanted if sample.label is None else sample.label)
+        return metric, lost
+
+    def _stored(self) -> tuple[Metric, noise.Noise]:
+        assert self._reference is not None
+        metric, lost = self._bench.make_metric(), noise.Noise()
+        carrier = registry.runtime("litert").open_carrier(Path(self._request["carrier"]))
+        for index, sample in enumerate(self._data):
+            outputs = self._reference.sample(index)
+            wanted = run_real(carrier, sample.inputs)
+            lost.add(outputs, wanted)
+            metric.update(outputs, wanted if sample.label is None else sample.label)
+        return metric, lost
+
+    @staticmethod
+    def _rung(
+        name: str,
+        found: tuple[Metric, noise.Noise],
+        expected: tuple[Metric, noise.Noise],
+        before: Rung | None = None,
+    ) -> Rung:
+        difference = metrics.compare(expected[0], found[0])
+        db = found[1].snr_db
+        worse = before is not None and (difference.low is not None and difference.low > 0)
+        loud = before is not None and db < _LOUD_DB and db < before.snr_db - _FALL_DB
+        return Rung(
+            name=name,
+            metric=difference.candidate,
+            drop=difference.drop,
+            drop_low=difference.low,
+            drop_high=difference.high,
+            snr_db=db,
+            loses=worse or loud,
+        )
+
+
+def _culprit(ladder: list[Rung]) -> str | None:
+    """Return what the first rung that loses names: `weights`, `activations`, `both`, `kernels`, or None."""
+    losing = {r.name: r for r in ladder if r.loses}
+    weights, activations = "weights only" in losing, "activations only" in losing
+    if weights and activations:
+        return "both"
+    if weights or activations:
+        return "weights" if weights else "activations"
+    integer = [r for r in ladder if r.name.startswith("int8")]
+    if integer and integer[0].loses:
+        return "both"
+    return "kernels" if any(r.loses for r in integer[1:]) else None
+
+
+def _fixes(bench: Bench) -> Iterator[Outcome]:
+    """Measure each technique alone, and the worst layers in float."""
+    base = bench.base
+    for name, change in (
+        ("tune the ranges", {"tune_ranges": True}),
+        ("estimate ranges by least squared error", {"estimator": "mse"}),
+        ("estimate ranges by entropy", {"estimator": "entropy"}),
+        ("correct biases", {"bias_correction": True}),
+        ("equalize channels", {"equalize": True}),
+    ):
+        yield bench.measure(Candidate(recipe=replace(base, **change), group="tuned", label=name))  # type: ignore[arg-type]
+    layers = bench.sensitivity().layers
+    for count in range(1, min(_FIXED_LAYERS, len(layers) - 1) + 1):
+        kept, output_io = bench.island(layers[:count])
+        recipe = replace(base, overrides=(*base.overrides, *kept), output_io=output_io or base.output_io)
+        label = f"keep {' and '.join(r.output for r in layers[:count])} float"
+        yield bench.measure(Candidate(recipe=recipe, group="mixed", label=label, options={"full_integer": False}))
+
+
+def _effect(base: Outcome, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "fix": outcome.candidate.label,
+        "recipe": outcome.candidate.recipe.name,
+        "failure": outcome.failure,
+        "drop": outcome.drop,
+        "drop_before": base.drop,
+        "snr_db": outcome.snr_db,
+        "snr_db_before": base.snr_db,
+        "operators_float": outcome.operators_float,
+    }
+
+
+def _findings(ladder: list[Rung], culprit: str | None, bench: Bench) -> Iterator[Finding]:
+    if culprit is None:
+        return
+    first = next(r for r in ladder if r.loses)
+    if culprit == "kernels":
+        yield Finding(
+            rule="KERNELS_DIFFER",
+            severity="warning",
+            message=f"The program loses {first.drop:.4g} of {bench.metric} only with the device's kernels.",
+            fix="Report it to LiteRT with the artifact; `edgekit check --kernels reference` shows the difference.",
+        )
+        return
+    worst = bench.sensitivity().layers[0]
+    pair = (
+        f", whose channels are uneven against the weights of {worst.unbalanced_with!r}" if worst.unbalanced_with else ""
+    )
+    yield Finding(
+        rule="CULPRIT",
+        severity="warning",
+        op=worst.output,
+        message=f"The rung {first.name!r} loses first ({first.drop:.4g} of {bench.metric}, {first.snr_db:.0f} dB): "
+        f"{culprit}. The worst layer is {worst.operator} {worst.output!r} ({worst.part}, {worst.snr_db:.0f} dB alone){pair}.",
+        fix="Equalize channels (int8-equalized)." if pair else "See the fixes with their measured effect.",
+    )

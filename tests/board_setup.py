@@ -1,0 +1,121 @@
+"""The emulated boards of the tests: one arm64 system for all test runs, made once, or the reason why it cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge import pipeline, project
+from edge.devices import sysroot
+from edge.devices.base import DeviceSpec, parse
+from edge.devices.namespace import Board
+from edge.devices.sshd import Server
+from edge.errors import EdgekitError
+from edge.signature import Quantization
+from tests.small_models import classifier, labelled_data
+from tests.tflite_builder import GraphBuilder, i32
+
+
+@contextlib.contextmanager
+def emulated() -> Iterator[Path]:
+    """Yield the cache with an arm64 system in it while EDGEKIT_CACHE points there; skip where there can be none."""
+    place = Path(os.environ.get("EDGEKIT_CACHE") or Path(tempfile.gettempdir()) / f"edgekit-tests-{os.getuid()}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_CACHE", str(place))
+        if reason := _missing():
+            pytest.skip(reason)
+        yield place
+
+
+@functools.cache
+def _missing() -> str | None:
+    """Return why boards cannot be emulated here; sets the system up where it is not yet."""
+    if not shutil.which("qemu-aarch64-static"):
+        return "qemu-user-static is not installed"
+    if sysroot.installed() is not None:
+        return None
+    try:
+        sysroot.setup(sysroot.plan(litert=sysroot.host_litert()))
+    except EdgekitError as error:
+        return f"the arm64 system cannot be set up: {error.message}"
+    return None
+
+
+@contextlib.contextmanager
+def board(name: str = "rpi4", **options: str) -> Iterator[Board]:
+    """Yield a board that is up; skip where users may not make namespaces."""
+    with emulated():
+        try:
+            made = Board(name, **options)
+        except EdgekitError as error:
+            pytest.skip(error.message)
+        with made:
+            yield made
+
+
+@contextlib.contextmanager
+def served(made: Board) -> Iterator[Server]:
+    """Yield an sshd before a board; skip where there is none."""
+    try:
+        server = Server(made)
+    except EdgekitError as error:
+        pytest.skip(error.message)
+    with server:
+        yield server
+
+
+def spec_of(server: Server, **options: str) -> DeviceSpec:
+    """Return the board behind an sshd as a device, with the key and the known host that were made for it."""
+    table = {"device": server.address, "ssh_config": str(server.config), **options}
+    return parse("board", {"board": table})
+
+
+def built_artifact(folder: Path, target: str = "rpi4") -> tuple[Path, Path]:
+    """Return an artifact of a small trained classifier and its labelled data."""
+    (folder / "net.tflite").write_bytes(classifier())
+    np.savez(folder / "data.npz", **labelled_data())
+    made = pipeline.build(
+        project.resolve(
+            {
+                "source": str(folder / "net.tflite"),
+                "targets": [target],
+                "calibration": str(folder / "data.npz"),
+                "output": str(folder / "out"),
+                "latency": "none",
+            }
+        )
+    )
+    return made[0].path, folder / "data.npz"
+
+
+def unsigned_network() -> bytes:
+    """Return three 3x3 convolutions over uint8, as TensorFlow 1 quantized networks: x uint8[1, 12, 12, 8] -> y."""
+    random = np.random.default_rng(11)
+    builder = GraphBuilder()
+    size, channels = 12, 8
+    x = builder.input("x", (1, size, size, channels), "uint8", Quantization(scale=(0.02,), zero_point=(128,)))
+    scale_in = 0.02
+    for number in range(3):
+        weights = random.integers(0, 256, (16, 3, 3, channels)).astype(np.uint8)
+        w = builder.const(f"w{number}", weights, Quantization(scale=(0.01,), zero_point=(127,)))
+        bias_scale = Quantization(scale=(scale_in * 0.01,), zero_point=(0,))
+        b = builder.const(f"b{number}", i32(random.integers(-2000, 2000, 16)), bias_scale)
+        size, channels, scale_in = size - 2, 16, 0.173
+        x = builder.op(
+            "CONV_2D",
+            [x, w, b],
+            (1, size, size, channels),
+            name=f"conv{number}",
+            dtype="uint8",
+            quantization=Quantization(scale=(scale_in,), zero_point=(121,)),
+        )
+    builder.output(x, "y")
+    return builder.build()

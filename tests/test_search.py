@@ -1,0 +1,215 @@
+"""The search within an accuracy budget: its policy, its split of the data, and the whole stage on small networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge import codec
+from edge.calibration import recipe as recipes
+from edge.calibration import search as policy
+from edge.calibration.recipe import Recipe
+from edge.calibration.search import Candidate, Outcome, Policy
+from edge.calibration.selection import Selection
+from edge.isolate import no_progress
+from edge.signature import Signature, TensorSpec
+from edge.stages.searching import search
+from edge.targets import registry
+from edge.targets.litert import contract, flatbuffer, probe
+from tests.refine_models import SHAPE, ConvNet, conv_net
+
+
+def _outcome(
+    drop: float, *, half: float = 0.01, group: Any = "estimators", db: float = 30.0, **changes: Any
+) -> Outcome:
+    return Outcome(
+        candidate=Candidate(recipe=Recipe(), group=group, label=str(drop)),
+        drop=drop,
+        drop_low=drop - half,
+        drop_high=drop + half,
+        snr_db=db,
+        **changes,
+    )
+
+
+# --- policy ------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_bound_meets_a_budget() -> None:
+    """An estimate within the budget whose interval reaches beyond it is plausible, not met."""
+    rule = Policy(max_drop=0.01, provable=True)
+    assert rule.met(_outcome(0.0))
+    assert not rule.met(_outcome(0.005))
+    assert rule.plausible(_outcome(0.005))
+    assert not rule.plausible(_outcome(0.02))
+    assert not rule.met(Outcome(candidate=_outcome(0).candidate, drop_high=None))
+
+
+def test_the_first_that_meets_the_budget_is_taken() -> None:
+    """Outcomes stand in order of cost: a later, better one does not replace an earlier that is good enough."""
+    first, second = _outcome(0.0), _outcome(-0.01)
+    assert Policy(max_drop=0.01, provable=True).choose([_outcome(0.5), first, second]) is first
+
+
+def test_integer_programs_go_before_mixed_ones_while_plausible() -> None:
+    """Without proof, an integer program whose estimate keeps the budget beats a float island with a smaller drop."""
+    cheap, mixed = _outcome(0.005), _outcome(0.0, half=0.02, group="mixed")
+    assert Policy(max_drop=0.01, provable=False).choose([cheap, mixed]) is cheap
+    assert Policy(max_drop=0.001, provable=False).choose([cheap, mixed]) is mixed
+
+
+def test_among_equals_the_least_noise_wins() -> None:
+    """A difference that the samples do not show is decided by the signal-to-noise ratio."""
+    noisy, quiet = _outcome(0.0, half=0.04, db=20), _outcome(0.002, half=0.04, db=35)
+    assert policy.best([noisy, quiet]) is quiet
+    assert policy.best([noisy, _outcome(0.03, half=0.04, db=50)]) is noisy
+
+
+def test_failures_are_never_chosen() -> None:
+    """What could not be built is an outcome, but none to take."""
+    failed = Outcome(candidate=_outcome(0).candidate, failure="no")
+    assert Policy(max_drop=1.0, provable=True).choose([failed]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_pareto_front_is_what_nothing_beats(points: list[tuple[int, int, int]]) -> None:
+    """Every outcome on the front is beaten by none; every other one is beaten by one on the front."""
+    outcomes = [_outcome(d / 10, host_ms=float(t), size_bytes=s) for d, t, s in points]
+    front = policy.pareto(outcomes)
+    assert front
+
+    def beats(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
+        return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
+
+    for i, point in enumerate(points):
+        assert (i in front) == (not any(beats(other, point) for other in points))
+
+
+# --- which samples choose ----------------------------------------------------------------------------------------
+
+VECTOR = Signature(inputs=(TensorSpec(name="x", shape=(1, 2)),), outputs=(TensorSpec(name="y", shape=(1, 2)),))
+
+
+def _data(folder: Path, count: int) -> str:
+    np.savez(folder / "d.npz", x=np.zeros((count, 2), np.float32), y=np.zeros(count, np.int64))
+    return str(folder / "d.npz")
+
+
+@pytest.mark.parametrize(
+    ("count", "calibrating", "evaluating"), [(1000, 300, 300), (400, 300, 50), (300, 300, 0), (60, 40, 20)]
+)
+def test_choosing_samples_never_evaluate(tmp_path: Path, count: int, calibrating: int, evaluating: int) -> None:
+    """Samples that evaluate neither calibrate nor choose, and those that choose do not calibrate."""
+    location = _data(tmp_path, count)
+    calibration = Selection(location=location, role="calibration", indices=tuple(range(calibrating)))
+    held = tuple(range(count - evaluating, count))
+    evaluation = Selection(location=location, role="calibration", indices=held) if evaluating else None
+    found = policy.split_selection(calibration, evaluation, VECTOR)
+    fit, select = set(found.fit.indices or ()), set(found.select.indices or ())
+    assert fit and select
+    assert not fit & select
+    assert not select & set(held if evaluating else ())
+    assert fit <= set(calibration.indices or ())
+    assert not found.findings
+
+
+def test_few_samples_choose_for_themselves_and_say_so(tmp_path: Path) -> None:
+    """Below 30 calibration samples nothing can be held out, which is a finding."""
+    calibration = Selection(location=_data(tmp_path, 20), role="calibration")
+    found = policy.split_selection(calibration, None, VECTOR)
+    assert found.select == found.fit == calibration
+    assert [f.rule for f in found.findings] == ["SEARCHED_ON_CALIBRATION"]
+
+
+# --- the stage ---------------------------------------------------------------------------------------------------
+
+
+PLANTED = ConvNet(depth=4, planted=1, planted_by=9, centred=True)
+CLEAN = ConvNet(centred=True)
+
+
+def _request(folder: Path, net: ConvNet, *, count: int = 1200, target: str = "linux", **changes: Any) -> dict[str, Any]:
+    """Write a network and data labelled by its own float outputs; return the request for a search."""
+    program = conv_net(net)
+    (folder / "float.tflite").write_bytes(program)
+    x = np.random.default_rng(5).standard_normal((count, *SHAPE[1:])).astype(np.float32)
+    outputs = probe.outputs(program, [{"x": v[None]} for v in x])
+    np.savez(folder / "data.npz", x=x, y=np.asarray([int(o["y"].argmax()) for o in outputs]))
+    found = registry.target(target)
+    calibration = Selection(location=str(folder / "data.npz"), role="calibration", indices=tuple(range(100)))
+    return {
+        "carrier": str(folder / "float.tflite"),
+        "signature": codec.to_json(contract.signature_of(flatbuffer.load(program))),
+        "recipe": codec.to_json(recipes.named("int8", io=found.io)),
+        "target": codec.to_json(found),
+        "runtime": found.runtimes[0],
+        "calibration": codec.to_json(calibration),
+        "evaluation": None,
+        "metric": None,
+        "max_drop": 0.08,
+        "kernels": "builtin",
+        "workdir": str(folder / "work"),
+        "cache": str(folder / "cache"),
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("target", ["linux", "coral"])
+def test_search_repairs_a_planted_culprit(tmp_path: Path, target: str) -> None:
+    """A network that plain int8 ruins comes back within the budget by integers throughout."""
+    request = _request(tmp_path, PLANTED, target=target)
+    answer = search(request, no_progress)
+    details = answer["details"]
+    rows = details["candidates"]
+    plain = rows[0]
+    chosen = next(row for row in rows if row["chosen"])
+    assert plain["drop"] > 0.5
+    assert chosen["met"]
+    assert chosen["drop_high"] <= 0.08
+    assert chosen["operators_float"] == 0
+    assert codec.from_json(Recipe, answer["recipe"]).equalize
+    assert details["provable"]
+    assert details["forward_passes"] < 40
+    assert (plain["latency_ms"] is None) == (target == "linux")
+
+
+def test_search_stops_at_the_first_recipe_that_is_good_enough(tmp_path: Path) -> None:
+    """A network that int8 hardly touches costs one candidate."""
+    answer = search(_request(tmp_path, CLEAN), no_progress)
+    assert [row["recipe"] for row in answer["details"]["candidates"]] == ["int8"]
+    assert answer["findings"] == []
+
+
+def test_search_blames_layers_where_nothing_helps(tmp_path: Path) -> None:
+    """Where no recipe keeps the budget, the finding asks for training and names the layers; cut points were tried."""
+    request = _request(tmp_path, CLEAN, count=300, target="coral", max_drop=-0.5)
+    answer = search(request, no_progress)
+    assert [f["rule"] for f in answer["findings"]] == ["NEEDS_QAT"]
+    assert "layer_" in answer["findings"][0]["message"]
+    groups = [row["group"] for row in answer["details"]["candidates"]]
+    assert groups[-1] == "mixed"
+    assert any("on the CPU" in row["recipe"] and row["operators_float"] for row in answer["details"]["candidates"])
+
+
+def test_search_with_too_few_samples_says_that_it_proves_nothing(tmp_path: Path) -> None:
+    """With 33 samples to choose by no bound keeps 8 %: the best estimate is taken, without float islands."""
+    request = _request(tmp_path, CLEAN, count=100)
+    answer = search(request, no_progress)
+    assert not answer["details"]["provable"]
+    assert [f["rule"] for f in answer["findings"]] == ["SEARCH_UNPROVEN"]
+    assert all(row["group"] != "mixed" for row in answer["details"]["candidates"])
+
+
+def test_known_outcomes_are_not_measured_again(tmp_path: Path) -> None:
+    """A second search of the same content builds nothing and gives the same answer."""
+    request = _request(tmp_path, PLANTED)
+    first = search(request, no_progress)
+    said: list[str] = []
+    second = search(request, lambda text, share=None: said.append(text))
+    assert second == first
+    assert "quantizing" not in said
