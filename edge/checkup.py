@@ -14,7 +14,7 @@ from edge.artifact import Artifact, Manifest
 from edge.errors import ArtifactError, ConfigError, DeviceError, UsageError
 from edge.findings import Finding
 from edge.isolate import Progress
-from edge.pipeline import kernels_of, role_of, time_program, working_folder, write_reports
+from edge.pipeline import kernels_of, role_of, time_program, timed_kernels, working_folder, write_reports
 from edge.project import Budgets
 from edge.targets import registry
 from edge.targets.base import Mode, Target
@@ -46,8 +46,13 @@ def place_of(opened: Artifact, target: Target, request: Request) -> Place:
     """Return the place of a request; raise DeviceError for an unknown device, ArtifactError for an uncompiled model."""
     if request.device == "local":
         mode: Mode = "measured" if target.family == "linux" else "emulated"
-        kernels = request.kernels or kernels_of(target)
-        return Place(program=opened.program, kernels=kernels, timed_kernels=request.kernels or "xnnpack", mode=mode)
+        kernels = request.kernels or kernels_of(target, opened.manifest.runtime)
+        return Place(
+            program=opened.program,
+            kernels=kernels,
+            timed_kernels=request.kernels or timed_kernels(opened.manifest.runtime),
+            mode=mode,
+        )
     kind, _, name = request.device.partition(":")
     if kind != "coral":
         raise DeviceError(f"Device {request.device!r} is unknown; accepted: local, coral, coral:usb:0, coral:pci:0.")

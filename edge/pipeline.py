@@ -241,7 +241,7 @@ def check_programs(
                 {
                     "runtime": unique[key].runtime,
                     "path": str(b.program.path),
-                    "kernels": kernels_of(unique[key].target),
+                    "kernels": kernels_of(unique[key].target, unique[key].runtime),
                     "golden": str(b.folder / "golden.npz"),
                 }
                 for key, b in built.items()
@@ -255,9 +255,17 @@ def check_programs(
     return {key: replace(b, check=c) for (key, b), c in zip(built.items(), answer["programs"], strict=True)}
 
 
-def kernels_of(target: Target) -> str:
-    """Return the kernel set that comes nearest to the target's own."""
-    return str(target.options.get("kernels", "xnnpack"))
+def kernels_of(target: Target, runtime: str) -> str:
+    """Return the runtime's kernel set that comes nearest to the target's own."""
+    known = registry.runtime(runtime).kernel_sets
+    wanted = str(target.options.get("kernels", "xnnpack"))
+    return wanted if wanted in known else known[0]
+
+
+def timed_kernels(runtime: str) -> str:
+    """Return the kernel set that a CPU would run in production: XNNPACK where the runtime has it."""
+    known = registry.runtime(runtime).kernel_sets
+    return "xnnpack" if "xnnpack" in known else known[0]
 
 
 def measure_latency(
@@ -275,7 +283,7 @@ def measure_latency(
             latency=time_program(
                 unique[key].runtime,
                 b.program.path,
-                "xnnpack",
+                timed_kernels(unique[key].runtime),
                 mode,
                 golden if golden.is_file() else None,
                 project.latency_profile,
@@ -295,9 +303,12 @@ def time_program(
     profile: str,
     work: Path,
     progress: Progress,
-) -> Mapping[str, Any]:
-    """Return the latency of a program on this machine, with the first golden vector as its input."""
-    return isolate.call(
+) -> Mapping[str, Any] | None:
+    """Return the latency of a program on this machine, with the first golden vector as its input.
+
+    None where this machine cannot run the program itself (Core ML): a stand-in's time would say nothing.
+    """
+    answer = isolate.call(
         "edge.stages.checking:measure_latency",
         {
             "runtime": runtime,
@@ -313,6 +324,7 @@ def time_program(
         progress=progress,
         timeout_s=900.0,
     )
+    return answer["latency"]  # type: ignore[no-any-return]
 
 
 def write(project: Project, step: Step, imported: Imported, built: Built, progress: Progress) -> Artifact:

@@ -101,14 +101,14 @@ def unsigned_network() -> bytes:
     random = np.random.default_rng(11)
     builder = GraphBuilder()
     size, channels = 12, 8
-    x = builder.input("x", (1, size, size, channels), "uint8", Quantization(scale=(0.02,), zero_point=(128,)))
-    scale_in = 0.02
+    x = builder.input("x", (1, size, size, channels), "uint8", Quantization(scale=(0.0213,), zero_point=(128,)))
+    scale_in = 0.0213
     for number in range(3):
         weights = random.integers(0, 256, (16, 3, 3, channels)).astype(np.uint8)
-        w = builder.const(f"w{number}", weights, Quantization(scale=(0.01,), zero_point=(127,)))
-        bias_scale = Quantization(scale=(scale_in * 0.01,), zero_point=(0,))
+        w = builder.const(f"w{number}", weights, Quantization(scale=(0.00937,), zero_point=(127,)))
+        bias_scale = Quantization(scale=(scale_in * 0.00937,), zero_point=(0,))
         b = builder.const(f"b{number}", i32(random.integers(-2000, 2000, 16)), bias_scale)
-        size, channels, scale_in = size - 2, 16, 0.173
+        size, channels, scale_in = size - 2, 16, 0.1731
         x = builder.op(
             "CONV_2D",
             [x, w, b],

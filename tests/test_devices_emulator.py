@@ -73,7 +73,7 @@ def test_uint8_convolutions_differ_on_a_cortex_a53(tmp_path: Path) -> None:
     apart = {name: (_outputs(f"emulator:{name}", program, samples) != wanted).mean() for name in ("rpi3", "rpi4")}
     assert program.unsigned_convolution
     assert apart["rpi3"] > 0.05
-    assert apart["rpi4"] < 0.001
+    assert apart["rpi4"] < apart["rpi3"] / 20
 
 
 def test_instruction_counts_repeat_to_the_last_digit(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_one_syntax_names_every_kind(text: str, wanted: DeviceSpec) -> None:
 )
 def test_what_is_no_device_is_refused(text: str) -> None:
     """Nothing that ssh or adb could read as an option or as two words passes."""
-    with pytest.raises(ConfigError, match="accepted|no serial"):
+    with pytest.raises(ConfigError, match=r"accepted|no serial"):
         parse(text)
 
 

@@ -52,7 +52,7 @@ def server(board: Board) -> Iterator[Server]:
 
 def _left(board: Board) -> str:
     """Return what there is of edgekit on the board: files, processes."""
-    script = "ls -d /tmp/edgekit.* 2>/dev/null; ps -eo args | grep -v grep | grep -E 'edgekit|agent|timeout'"
+    script = "ls -d /tmp/edgekit.* 2>/dev/null; ps -eo args | grep -v grep | grep -E '/tmp/edgekit|timeout'"
     return board.run(["sh", "-c", script]).stdout.decode()
 
 
@@ -211,7 +211,8 @@ def test_a_line_that_drops_is_an_error_and_the_board_cleans_up(
 
 def test_kill_of_the_agent_is_an_error(server: Server, board: Board, program: DeviceProgram) -> None:
     """SIGKILL for the agent in the middle of its work is named, and its child ends too."""
-    kill = "for i in $(seq 100); do p=$(pgrep -of 'python3 -B /tmp/edgekit') && sleep 1 && kill -9 $p && break; sleep .1; done"
+    wait = "p=$(pgrep -of 'static [^ ]*python3 -B /tmp/edgekit')"
+    kill = f"for i in $(seq 100); do {wait} && sleep 1 && kill -9 $p && break; sleep .1; done"
     with attach.opened(board_setup.spec_of(server)) as device:
         device.push(program.path)
         killer = subprocess.Popen([*board.enter, "sh", "-c", kill])

@@ -129,6 +129,13 @@ def test_few_samples_choose_for_themselves_and_say_so(tmp_path: Path) -> None:
 # --- the stage ---------------------------------------------------------------------------------------------------
 
 
+def _saying(said: list[str]) -> Any:
+    def progress(text: str, share: float | None = None) -> None:
+        said.append(text)
+
+    return progress
+
+
 PLANTED = ConvNet(depth=4, planted=1, planted_by=9, centred=True)
 CLEAN = ConvNet(centred=True)
 
@@ -210,6 +217,6 @@ def test_known_outcomes_are_not_measured_again(tmp_path: Path) -> None:
     request = _request(tmp_path, PLANTED)
     first = search(request, no_progress)
     said: list[str] = []
-    second = search(request, lambda text, share=None: said.append(text))
+    second = search(request, _saying(said))
     assert second == first
     assert "quantizing" not in said

@@ -140,6 +140,8 @@ def _labels(labels: tuple[str, ...]) -> dict[str, str]:
     objects = []
     for number, start in enumerate(starts):
         texts = "\n".join(f"        {naming.kotlin(label)}," for label in labels[start : start + _LABELS_PER_OBJECT])
-        objects.append(f"\nprivate object Labels{number} {{\n    val texts: List<String> = listOf(\n{texts}\n    )\n}}\n")
+        objects.append(
+            f"\nprivate object Labels{number} {{\n    val texts: List<String> = listOf(\n{texts}\n    )\n}}\n"
+        )
     parts = [f"        Labels{number}.texts," for number in range(len(starts))] or ["        emptyList<String>(),"]
     return {"LABEL_PARTS": "\n".join(parts), "LABEL_OBJECTS": "".join(objects)}

@@ -75,7 +75,17 @@ def post_values(post: Postprocess, double_suffix: str = "") -> dict[str, str]:
             "cxcywh": "b - d / 2, a - c / 2, b + d / 2, a + c / 2",
         }[post.box_format],
     }
-    for name in ("output", "top_k", "boxes", "scores", "classes", "count", "first_class", "max_detections", "class_axis"):
+    for name in (
+        "output",
+        "top_k",
+        "boxes",
+        "scores",
+        "classes",
+        "count",
+        "first_class",
+        "max_detections",
+        "class_axis",
+    ):
         made[f"POST_{name.upper()}"] = str(getattr(post, name))
     for name in ("transposed", "box_pixels", "nms"):
         made[f"POST_{name.upper()}"] = str(getattr(post, name)).lower()

@@ -62,7 +62,12 @@ def class_name(given: str | None, fallback: str) -> str:
 def _is_taken(name: str) -> bool:
     """Whether the class or the module made of it would hide something else."""
     module = snake(name)
-    return name in _TAKEN or module in _KEYWORDS or module in sys.stdlib_module_names or module in ("numpy", "sample", "std")
+    return (
+        name in _TAKEN
+        or module in _KEYWORDS
+        or module in sys.stdlib_module_names
+        or module in ("numpy", "sample", "std")
+    )
 
 
 def package_name(given: str | None, name: str) -> str:

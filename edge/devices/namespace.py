@@ -81,7 +81,7 @@ class Board:
     def __init__(self, name: str, *, disk: str = "512m", extra_bin: dict[str, str] | None = None) -> None:
         self.board = BOARDS[name]
         self._root = sysroot.require()
-        need("unshare", "nsenter", "mount")
+        need("setpriv", "unshare", "nsenter", "mount")
         self.place = Path(tempfile.mkdtemp(prefix="edgekit-board-"))
         self._write_files({"vcgencmd": _VCGENCMD, **(extra_bin or {})})
         self._init: subprocess.Popen[bytes] | None = None
@@ -121,7 +121,19 @@ class Board:
         with log.open("wb") as output:
             self._init = subprocess.Popen(
                 [
-                    *("unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--uts", "--ipc"),
+                    *(
+                        "setpriv",
+                        "--pdeathsig",
+                        "KILL",
+                        "unshare",
+                        "--user",
+                        "--map-root-user",
+                        "--mount",
+                        "--pid",
+                        "--fork",
+                        "--uts",
+                        "--ipc",
+                    ),
                     *("--kill-child", "sh", "-c", _BOOT, "board"),
                     *(str(self._root), str(self.place), sysroot.qemu(), disk, _MAGIC),
                 ],

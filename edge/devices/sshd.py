@@ -123,7 +123,11 @@ class Server:
             command = ["unshare", "--mount", "sh", "-c", inner, "sshd", *command]
         with (self.place / "sshd.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=log, stdout=log, start_new_session=True
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                stdout=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not _listens(self.port):

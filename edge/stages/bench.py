@@ -176,7 +176,7 @@ class Bench:
         folder = self._workdir / f"candidate-{len(self.outcomes)}"
         folder.mkdir(parents=True, exist_ok=True)
         target = replace(self.target, options={**self.target.options, **candidate.options})
-        model = Model(carrier="litert", path=Path(self._request["carrier"]), signature=self.signature)
+        model = Model(carrier=self._runtime.carrier, path=Path(self._request["carrier"]), signature=self.signature)
         try:
             program = self._runtime.build(model, candidate.recipe, target, self.fit, folder, self.progress)
         except QuantizationError as error:
@@ -219,8 +219,10 @@ class Bench:
         if self._request["runtime"] == "litert":
             return None
         found = registry.runtime(self._request["runtime"]).inspect(path, self.target, self.target.options)
-        value = found.details.get("latency_ms")
-        return float(value) if isinstance(value, (int, float)) else None
+        by_link = found.details.get("latency_ms") or {}
+        link = self.target.hardware.get("transfer")
+        chosen = by_link.get(link) or next(iter(by_link.values()), None)
+        return float(chosen["value"]) if chosen else None
 
     def _key(self, candidate: Candidate) -> Path | None:
         if not self._request.get("cache"):

@@ -281,6 +281,8 @@ def measure_latency(request: dict[str, Any], progress: Progress) -> dict[str, An
         Path(request["path"]), kernels=request["kernels"], threads=request["threads"]
     )
     loaded = time.perf_counter()
+    if getattr(session, "not_run", ()):
+        return {"latency": None}
     inputs = _latency_inputs(session.signature, request["golden"])
     before_first = time.perf_counter()
     session.run(inputs)
@@ -296,7 +298,7 @@ def measure_latency(request: dict[str, Any], progress: Progress) -> dict[str, An
         session.run(inputs)
 
     result = measure(run, profile=PROFILES[request["profile"]], setting=setting).latency
-    return flat_latency(result)
+    return {"latency": flat_latency(result)}
 
 
 def _latency_inputs(signature: Signature, golden: str | None) -> dict[str, Array]:

@@ -11,6 +11,7 @@ from edge import codec
 from edge.calibration import noise
 from edge.calibration.search import Candidate, Outcome
 from edge.calibration.selection import Selection
+from edge.errors import UsageError
 from edge.findings import Finding
 from edge.measure import metrics
 from edge.measure.metric import Metric
@@ -46,11 +47,13 @@ def diagnose(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Return where a LiteRT program loses accuracy: the ladder, the culprit, layers worst first, and measured fixes.
 
     Request: as for `edge.stages.searching:search`, and reference (a folder with the float source's outputs on the
-    evaluation samples, or None), program (a built int8 file to be the last rung, or None: one is built), device_kernels.
+    evaluation samples, or None), program (a built int8 file to be the last rungs; None: one is built), device_kernels.
     The ladder runs on the evaluation samples where there are any, else on held-out calibration samples; layers and
     fixes on calibration samples only.
     """
-    bench = Bench(request, progress)
+    if request["runtime"] not in ("litert", "edgetpu"):
+        raise UsageError(f"Only LiteRT programs can be diagnosed, not those of {request['runtime']}.")
+    bench = Bench({**request, "cache": None}, progress)
     with memory.remembering():
         base = bench.measure(Candidate(recipe=bench.base, group="estimators", label=bench.base.name))
         program, ranges = bench.prepared(bench.base)
@@ -71,7 +74,7 @@ def diagnose(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
             "layer_runs": sensitivity.runs,
             "forward_passes": round(sensitivity.runs / bench.samples, 2),
         },
-        "findings": [codec.to_json(f) for f in (*_findings(ladder, culprit, bench), *clashes)],
+        "findings": [codec.to_json(f) for f in (*_findings(ladder, culprit, bench, fixes), *clashes)],
     }
 
 
@@ -193,7 +196,7 @@ def _fixes(bench: Bench) -> Iterator[Outcome]:
         ("correct biases", {"bias_correction": True}),
         ("equalize channels", {"equalize": True}),
     ):
-        yield bench.measure(Candidate(recipe=replace(base, **change), group="tuned", label=name))  # type: ignore[arg-type]
+        yield bench.measure(Candidate(recipe=replace(base, **change), group="tuned", label=name))
     layers = bench.sensitivity().layers
     for count in range(1, min(_FIXED_LAYERS, len(layers) - 1) + 1):
         kept, output_io = bench.island(layers[:count])
@@ -215,7 +218,7 @@ def _effect(base: Outcome, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _findings(ladder: list[Rung], culprit: str | None, bench: Bench) -> Iterator[Finding]:
+def _findings(ladder: list[Rung], culprit: str | None, bench: Bench, fixes: list[dict[str, Any]]) -> Iterator[Finding]:
     if culprit is None:
         return
     first = next(r for r in ladder if r.loses)
@@ -236,6 +239,21 @@ def _findings(ladder: list[Rung], culprit: str | None, bench: Bench) -> Iterator
         severity="warning",
         op=worst.output,
         message=f"The rung {first.name!r} loses first ({first.drop:.4g} of {bench.metric}, {first.snr_db:.0f} dB): "
-        f"{culprit}. The worst layer is {worst.operator} {worst.output!r} ({worst.part}, {worst.snr_db:.0f} dB alone){pair}.",
-        fix="Equalize channels (int8-equalized)." if pair else "See the fixes with their measured effect.",
+        f"{culprit}. The worst layer is {worst.operator} {worst.output!r} ({worst.part}, {worst.snr_db:.0f} dB alone)"
+        f"{pair}.",
+        fix=_best_fix(fixes),
+    )
+
+
+def _best_fix(fixes: list[dict[str, Any]]) -> str:
+    """Return the fix that helps most by integers throughout, else the best of all."""
+    helping = [f for f in fixes if f["failure"] is None and f["snr_db"] > f["snr_db_before"] + 1]
+    chosen = [f for f in helping if not f["operators_float"]] or helping
+    if not chosen:
+        return "Nothing tried here helps: train with quantization in mind."
+    best = max(chosen, key=lambda f: f["snr_db"])
+    first = best["fix"][0].upper() + best["fix"][1:]
+    return (
+        f"{first} ({best['recipe']}): drop {best['drop']:.4g} instead of {best['drop_before']:.4g}, "
+        f"{best['snr_db']:.0f} dB instead of {best['snr_db_before']:.0f}."
     )

@@ -180,7 +180,8 @@ def _cortex_quantizer(options: Options, recipe: Recipe, accept: Accept) -> Any:
     from executorch.backends.cortex_m.quantizer.quantizer import CortexMQuantizer
 
     del options, recipe, accept
-    return CortexMQuantizer()
+    # Explicit: graphs are channel-first here, and CMSIS-NN takes channel-last.
+    return CortexMQuantizer(use_explicit_layout=True)
 
 
 def _qualcomm(options: Options, recipe: Recipe) -> list[Any]:

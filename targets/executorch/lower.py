@@ -16,6 +16,7 @@ from edge.targets.executorch.delegates import Delegate, Options
 
 # A method of every program that edgekit writes: it returns the names, shapes and quantization of the ends as JSON.
 CONTRACT_METHOD = "edgekit_signature"
+_OWN_KERNELS = "cortex_m_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,9 @@ def _cortex(programs: Mapping[str, Any], options: Options, constant: Mapping[str
     edge = to_edge(dict(programs), constant_methods=dict(constant), compile_config=cortex_m_edge_compile_config())
     config = CortexMTargetConfig(cpu=CortexM[core])
     for name in programs:
-        edge._edge_programs[name] = CortexMPassManager(edge.exported_program(name), target_config=config).transform()
+        edge._edge_programs[name] = CortexMPassManager(
+            edge.exported_program(name), target_config=config, use_explicit_layout=True
+        ).transform()
     return edge
 
 
@@ -149,12 +152,14 @@ def _delegation(program: Any, heard: Mapping[str, str]) -> Delegation:
 
     info = get_delegation_info(program.graph_module)
     rows = sorted((name, row) for name, row in info.delegation_by_operator.items() if name != "getitem")
-    portable = {name: row.non_delegated for name, row in rows if row.non_delegated}
+    # CMSIS-NN's operators are called one by one: they are kernels of the target's own, though no delegate.
+    own = {name: row.non_delegated for name, row in rows if name.startswith(_OWN_KERNELS)}
+    portable = {name: row.non_delegated for name, row in rows if row.non_delegated and name not in own}
     return Delegation(
         subgraphs=info.num_delegated_subgraphs,
         inside=info.num_delegated_nodes,
         outside=info.num_non_delegated_nodes,
-        delegated={name: row.delegated for name, row in rows if row.delegated},
+        delegated={name: row.delegated for name, row in rows if row.delegated} | own,
         portable=portable,
         reasons={name: heard[name] for name in portable if name in heard},
     )

@@ -37,8 +37,8 @@ def find_clashes(program: bytes, ranges: Ranges) -> tuple[Finding, ...]:
                 rule="HEAD_SCALE_CLASH",
                 severity="error" if end else "warning",
                 op=graph.tensors[op.outputs[0]].name,
-                message=f"{op.name} joins {large!r} (up to {known[large]:.3g}) and {small!r} (up to {known[small]:.3g}) "
-                f"in one int8 scale: a step is {2 * known[large] / 255:.3g}.",
+                message=f"{op.name} joins {large!r} (up to {known[large]:.3g}) and {small!r} "
+                f"(up to {known[small]:.3g}) in one int8 scale: a step is {2 * known[large] / 255:.3g}.",
                 fix="Return the branches as outputs of their own, or bring both to one size (boxes in 0 to 1)."
                 if end
                 else "Bring the branches to one size before they are joined.",
