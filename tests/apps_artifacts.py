@@ -20,7 +20,7 @@ from edge.targets.litert.session import LiteRTSession
 from tests.tflite_builder import GraphBuilder
 
 NASTY = (
-    'quote " and \' and \\ and `',
+    "quote \" and ' and \\ and `",
     "line\nbreak\r\n\ttab\u2028\u2029\u0085",
     "$name ${name} %s {0} @@NAME@@ //#end",
     "*/ /* // <!-- ]]> ?>",
@@ -58,12 +58,18 @@ def _manifest(name: str, source: Signature, signature: Signature, **other: Any) 
 
 
 def write(
-    folder: Path, name: str, program: bytes, source: Signature, signature: Signature, suffix: str = ".tflite", **other: Any
+    folder: Path,
+    name: str,
+    program: bytes,
+    source: Signature,
+    signature: Signature,
+    suffix: str = ".tflite",
+    **other: Any,
 ) -> Path:
     """Write an artifact whose golden vectors LiteRT computes from normal samples (uint8 images where it takes those)."""
     rng = np.random.default_rng(1)
     session = LiteRTSession(program, kernels="xnnpack", threads=1)
-    vectors = []
+    vectors: list[Any] = []
     for _ in range(other.pop("vectors", 4)):
         fed = {t.name: to_program(t, _sample(rng, source.input(t.name), signature)) for t in signature.inputs}
         vectors.append((fed, session.run(fed), {}))
@@ -105,7 +111,9 @@ def classifier(
     scores = g.fully_connected(flat, weights)
     out = g.op("QUANTIZE", [scores], (1, len(labels)), dtype="int8", quantization=INT8)
     g.output(out, "scores")
-    pre = pre or Preprocess(resize="bilinear", fit="crop", scale=1 / 127.5, mean=(1.0, 0.9, 1.1)[:channels], std=(1.0, 0.8, 1.2)[:channels])
+    pre = pre or Preprocess(
+        resize="bilinear", fit="crop", scale=1 / 127.5, mean=(1.0, 0.9, 1.1)[:channels], std=(1.0, 0.8, 1.2)[:channels]
+    )
     source = Signature(
         inputs=(TensorSpec(name="image", shape=(1, 12, 10, channels), layout="NHWC"),),
         outputs=(TensorSpec(name="scores", shape=(1, len(labels))),),
@@ -188,7 +196,9 @@ def two_inputs(folder: Path, *, names: tuple[str, str] = ("image", "state"), **o
     total = g.op("MUL", [image, g.const("two", np.float32(2.0))], (1, 3, 4, 6))
     g.output(g.op("ADD", [state, g.const("one", np.float32(1.0))], (1, 5)), "next state")
     g.output(total, "doubled")
-    pre = Preprocess(resize="nearest", colour="bgr", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    pre = Preprocess(
+        resize="nearest", colour="bgr", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
     signature = Signature(
         inputs=(
             TensorSpec(name=names[0], shape=(1, 3, 4, 6), layout="NCHW"),

@@ -36,7 +36,9 @@ def _downloaded() -> list[Path]:
         temporary.mkdir(parents=True)
         try:
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(temporary)]
-            done = subprocess.run([*command, f"kotlin-jupyter-kernel=={VERSION}"], capture_output=True, timeout=300)
+            done = subprocess.run(
+                [*command, f"kotlin-jupyter-kernel=={VERSION}"], check=False, capture_output=True, timeout=300
+            )
             wheels = list(temporary.glob("*.whl"))
             if done.returncode or not wheels:
                 return []
@@ -76,7 +78,7 @@ def compile_kotlin(sources: list[Path], target: Path, classpath: list[Path]) -> 
     command = ["java", "-Xmx1g", "-cp", os.pathsep.join(map(str, jars())), "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
     command += ["-no-stdlib", "-no-reflect", "-jvm-target", "17", "-nowarn", "-d", str(target)]
     command += ["-cp", os.pathsep.join(map(str, [stdlib(), *classpath])), *map(str, sources)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise CompileError(done.stderr[-4000:])
     return done.stderr
@@ -107,4 +109,6 @@ def stub_classes() -> Path:
 def run_java(main: str, classpath: list[Path], arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a compiled program."""
     path = os.pathsep.join(map(str, [stdlib(), *classpath]))
-    return subprocess.run(["java", "-cp", path, main, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["java", "-cp", path, main, *arguments], check=False, capture_output=True, text=True, timeout=120
+    )

@@ -168,7 +168,7 @@ def test_a_host_that_is_not_there(host: str, message: str, board: Board) -> None
 def test_a_full_disk_is_an_error_and_leaves_room(server: Server, board: Board, tmp_path: Path) -> None:
     """A file that does not fit is refused, its part is removed, and smaller ones still go."""
     big = tmp_path / "big.bin"
-    big.write_bytes(os.urandom(61_000_000))
+    big.write_bytes(os.urandom(70_000_000))
     with attach.opened(board_setup.spec_of(server)) as device:
         with pytest.raises(DeviceError, match=r"disk of ssh://\S+ is full: .*No space left"):
             device.push(big)

@@ -50,7 +50,7 @@ def compare(proto: Any, folder: Path, values: dict[str, InputDeclaration] | None
         else np.random.default_rng(0).integers(0, 3, i.shape).astype(i.dtype)
         for i in description.free
     }
-    expected = OnnxReference(path, description).run(inputs)
+    expected: dict[str, Any] = OnnxReference(path, description).run(inputs)
     with torch.no_grad():
         results = module(*[torch.from_numpy(np.array(inputs[i.name])) for i in description.free])
     assert set(results) == set(expected)
@@ -81,7 +81,12 @@ ONE = {
     "reduce-l2": (node("ReduceL2", ["x"], ["y"], axes=[1]), X, {}, 13),
     "logsumexp": (node("ReduceLogSumExp", ["x"], ["y"], axes=[1, 2]), X, {}, 13),
     "prod": (node("ReduceProd", ["x"], ["y"], axes=[1, 2], keepdims=0), X, {}, 13),
-    "slice": (node("Slice", ["x", "s", "e", "a", "t"], ["y"]), X, {"s": ints(-1, 1), "e": ints(-9, 6), "a": ints(3, 2), "t": ints(-2, 2)}, 13),
+    "slice": (
+        node("Slice", ["x", "s", "e", "a", "t"], ["y"]),
+        X,
+        {"s": ints(-1, 1), "e": ints(-9, 6), "a": ints(3, 2), "t": ints(-2, 2)},
+        13,
+    ),
     "slice-old": (node("Slice", ["x"], ["y"], starts=[1], ends=[3], axes=[1]), X, {}, 9),
     "pad": (node("Pad", ["x", "p", "v"], ["y"]), X, {"p": ints(0, 0, 1, -1, 0, 0, 2, 1), "v": np.float32(2)}, 13),
     "pad-reflect": (node("Pad", ["x", "p"], ["y"], mode="reflect"), X, {"p": ints(0, 0, 2, 1, 0, 0, 3, 2)}, 13),
@@ -90,38 +95,98 @@ ONE = {
     "gather": (node("Gather", ["x", "i"], ["y"], axis=1), X, {"i": np.array([[1, -1], [0, 2]])}, 13),
     "gather-one": (node("Gather", ["x", "i"], ["y"], axis=3), X, {"i": np.array(-2)}, 13),
     "gather-nd": (node("GatherND", ["x", "i"], ["y"]), X, {"i": np.array([[0, 1], [0, -1]])}, 13),
-    "elements": (node("GatherElements", ["x", "i"], ["y"], axis=1), ROWS, {"i": np.array([[0, -1], [1, 2], [4, 3]])}, 13),
-    "scatter": (node("ScatterElements", ["x", "i", "u"], ["y"], axis=1), ROWS, {"i": np.array([[0, -1]]), "u": floats(1, 2)}, 16),
+    "elements": (
+        node("GatherElements", ["x", "i"], ["y"], axis=1),
+        ROWS,
+        {"i": np.array([[0, -1], [1, 2], [4, 3]])},
+        13,
+    ),
+    "scatter": (
+        node("ScatterElements", ["x", "i", "u"], ["y"], axis=1),
+        ROWS,
+        {"i": np.array([[0, -1]]), "u": floats(1, 2)},
+        16,
+    ),
     "scatter-nd": (node("ScatterND", ["x", "i", "u"], ["y"]), ROWS, {"i": np.array([[2], [0]]), "u": floats(2, 5)}, 16),
     "tile": (node("Tile", ["x", "r"], ["y"]), ROWS, {"r": ints(2, 3)}, 13),
     "expand": (node("Expand", ["x", "r"], ["y"]), ROWS, {"r": ints(2, 1, 5)}, 13),
     "trilu": (node("Trilu", ["x", "k"], ["y"], upper=0), ROWS, {"k": np.array(1)}, 14),
     "cumsum": (node("CumSum", ["x", "a"], ["y"], reverse=1, exclusive=1), ROWS, {"a": np.array(1)}, 14),
     "einsum": (node("Einsum", ["x", "w"], ["y"], equation="ij,jk->ik"), ROWS, {"w": floats(5, 2)}, 13),
-    "gemm": (node("Gemm", ["x", "w", "c"], ["y"], alpha=0.5, beta=2.0, transA=1), ROWS, {"w": floats(3, 2), "c": floats(1, 2)}, 13),
+    "gemm": (
+        node("Gemm", ["x", "w", "c"], ["y"], alpha=0.5, beta=2.0, transA=1),
+        ROWS,
+        {"w": floats(3, 2), "c": floats(1, 2)},
+        13,
+    ),
     "s2d": (node("SpaceToDepth", ["x"], ["y"], blocksize=2), X, {}, 13),
     "d2s-dcr": (node("DepthToSpace", ["x"], ["y"], blocksize=2), X, {}, 13),
     "d2s-crd": (node("DepthToSpace", ["x"], ["y"], blocksize=2, mode="CRD"), X, {}, 13),
-    "conv-same-lower": (node("Conv", ["x", "w"], ["y"], auto_pad="SAME_LOWER", strides=[2, 2]), X, {"w": floats(2, 4, 4, 3)}, 13),
-    "conv-group": (node("Conv", ["x", "w"], ["y"], group=2, pads=[1, 0, 2, 1], dilations=[1, 2]), X, {"w": floats(6, 2, 3, 2)}, 13),
+    "conv-same-lower": (
+        node("Conv", ["x", "w"], ["y"], auto_pad="SAME_LOWER", strides=[2, 2]),
+        X,
+        {"w": floats(2, 4, 4, 3)},
+        13,
+    ),
+    "conv-group": (
+        node("Conv", ["x", "w"], ["y"], group=2, pads=[1, 0, 2, 1], dilations=[1, 2]),
+        X,
+        {"w": floats(6, 2, 3, 2)},
+        13,
+    ),
     "conv1d": (node("Conv", ["x", "w"], ["y"], pads=[2, 0]), {"x": [1, 3, 9]}, {"w": floats(2, 3, 3)}, 13),
-    "transposed": (node("ConvTranspose", ["x", "w", "b"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]), X, {"w": floats(4, 3, 3, 3), "b": floats(3)}, 13),
-    "transposed-same": (node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 3], auto_pad="SAME_UPPER"), X, {"w": floats(4, 2, 3, 4)}, 13),
-    "transposed-shape": (node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], output_shape=[12, 15]), X, {"w": floats(4, 2, 3, 3)}, 13),
+    "transposed": (
+        node("ConvTranspose", ["x", "w", "b"], ["y"], strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
+        X,
+        {"w": floats(4, 3, 3, 3), "b": floats(3)},
+        13,
+    ),
+    "transposed-same": (
+        node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 3], auto_pad="SAME_UPPER"),
+        X,
+        {"w": floats(4, 2, 3, 4)},
+        13,
+    ),
+    "transposed-shape": (
+        node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], output_shape=[12, 15]),
+        X,
+        {"w": floats(4, 2, 3, 3)},
+        13,
+    ),
     "max-same": (node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"), X, {}, 13),
     "max-ceil": (node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), X, {}, 13),
     "max-dilated": (node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], dilations=[2, 2], pads=[1, 0, 0, 1]), X, {}, 13),
     "average-pad": (node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]), X, {}, 13),
-    "average-include": (node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], pads=[1, 0, 1, 2], count_include_pad=1), X, {}, 13),
-    "average-same": (node("AveragePool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"), X, {}, 13),
+    "average-include": (
+        node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], pads=[1, 0, 1, 2], count_include_pad=1),
+        X,
+        {},
+        13,
+    ),
+    "average-same": (
+        node("AveragePool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
+        X,
+        {},
+        13,
+    ),
     "instance": (node("InstanceNormalization", ["x", "s", "b"], ["y"]), X, {"s": floats(4), "b": floats(4)}, 13),
-    "group": (node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2), X, {"s": floats(4), "b": floats(4)}, 21),
-    "layer": (node("LayerNormalization", ["x", "s", "b"], ["y"], axis=-2), X, {"s": floats(6, 8), "b": floats(6, 8)}, 17),
+    "group": (
+        node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2),
+        X,
+        {"s": floats(4), "b": floats(4)},
+        21,
+    ),
+    "layer": (
+        node("LayerNormalization", ["x", "s", "b"], ["y"], axis=-2),
+        X,
+        {"s": floats(6, 8), "b": floats(6, 8)},
+        17,
+    ),
     "lrn": (node("LRN", ["x"], ["y"], size=3, alpha=0.1), X, {}, 13),
     "lp": (node("LpNormalization", ["x"], ["y"], axis=1), X, {}, 13),
     "upsample": (node("Upsample", ["x", "s"], ["y"]), X, {"s": np.array([1, 1, 2, 2], np.float32)}, 9),
     "upsample-old": (node("Upsample", ["x"], ["y"], mode="linear", scales=[1.0, 1.0, 2.0, 1.5]), X, {}, 7),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ONE)
@@ -280,7 +345,7 @@ def test_external_data_is_read_and_digested(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(bytes(data))
     assert digest(path) != before
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(SourceError, match="external data|in another file") as caught:
+    with pytest.raises(SourceError, match=r"external data|in another file") as caught:
         read(path)
     assert "beside the model" in (caught.value.hint or "")
 

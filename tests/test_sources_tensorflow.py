@@ -83,7 +83,7 @@ def test_flex_operators_are_named(tmp_path: Path) -> None:
     import tensorflow as tf
 
     loaded = registry.load(str(saved(tmp_path / "m", "erfinv", erfinv=lambda x: {"y": tf.math.erfinv(x * 0.1)})))
-    with pytest.raises(ConversionError, match="no LiteRT operator for .*Erfinv"):
+    with pytest.raises(ConversionError, match=r"no LiteRT operator for .*Erfinv"):
         loaded.to_litert(tmp_path / "x.tflite")
 
 
@@ -103,7 +103,7 @@ def test_damaged_saved_model(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="TensorFlow cannot load"):
         registry.load(str(folder))
     (folder / "saved_model.pb").write_bytes(b"\x08\x01\x12\xff\xff")
-    with pytest.raises(SourceError, match="saved_model.pb is damaged"):
+    with pytest.raises(SourceError, match=r"saved_model\.pb is damaged"):
         registry.load(str(folder))
 
 
@@ -179,7 +179,8 @@ def network():
     return apply, np.zeros((1, 8, 8, 3), np.float32)
 
 def named():
-    return (lambda left, right: (left + right, left * 2)), {"left": jnp.ones((1, 4)), "right": np.ones((1, 4), np.float32)}
+    example = {"left": jnp.ones((1, 4)), "right": np.ones((1, 4), np.float32)}
+    return (lambda left, right: (left + right, left * 2)), example
 
 def failing():
     return (lambda x: x @ jnp.ones((3, 3))), np.zeros((1, 4), np.float32)

@@ -15,7 +15,8 @@ from edge.sources.base import Declaration, InputDeclaration, LoadedSource
 from edge.sources.verify import verify_carrier
 from edge.targets.litert import flatbuffer as fb
 
-torch = pytest.importorskip("torch")
+torch: Any = pytest.importorskip("torch")
+Tensor: Any = torch.Tensor  # TorchScript reads annotations
 pytestmark = [pytest.mark.frameworks, pytest.mark.filterwarnings("ignore")]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "models"
@@ -64,14 +65,14 @@ def test_torchscript_becomes_channel_last(how: str, tmp_path: Path) -> None:
 
 
 class Choosing(torch.nn.Module):  # type: ignore[misc]
-    def forward(self, x: torch.Tensor, rate: int) -> torch.Tensor:
+    def forward(self, x: Tensor, rate: int) -> Tensor:
         if rate > 8000:
             return x * 2
         return x + 1
 
 
 class Deciding(torch.nn.Module):  # type: ignore[misc]
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if bool(x.sum() > 0):
             return x * 2
         return x + 1

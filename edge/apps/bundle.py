@@ -117,7 +117,7 @@ def _need(name: str, pin: Pin, tools: Mapping[str, str], operators: Mapping[str,
     tested = tools.get(_TOOLS.get(name, ""), "")
     minimum, version = pin.minimum, pin.version
     if pin.newest_operators:
-        minimum = max(minimum, contracts.needed_tflite(operators), key=contracts.version_key)  # type: ignore[arg-type]
+        minimum = max(minimum, contracts.needed_tflite(operators), key=contracts.version_key)
         if contracts.version_key(minimum) > contracts.version_key(pin.newest_operators):
             raise ConfigError(
                 f"The model's operators need TensorFlow Lite {minimum}; {pin.package} ends at {pin.newest_operators}.",

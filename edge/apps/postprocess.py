@@ -183,11 +183,11 @@ def segment(outputs: Sequence[Floats], post: Postprocess) -> NDArray[np.int32]:
     """Return the class of each pixel, [height, width] (step 4)."""
     values = outputs[post.output]
     if post.class_axis == 0:
-        return np.rint(values.reshape(values.shape[1:3])).astype(np.int32)
+        return np.asarray(np.rint(values.reshape(values.shape[1:3])), np.int32)
     scores = np.moveaxis(values[0], post.class_axis - 1, -1)
     if scores.shape[-1] == 1:
-        return (scores[..., 0] >= np.float32(0.5)).astype(np.int32)
-    return scores.argmax(axis=-1).astype(np.int32)
+        return np.asarray(scores[..., 0] >= np.float32(0.5), np.int32)
+    return np.asarray(scores.argmax(axis=-1), np.int32)
 
 
 def embed(outputs: Sequence[Floats], post: Postprocess) -> Floats:

@@ -22,7 +22,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 _OUTPUTS = ("output", "boxes", "scores", "classes", "count")
 _EXAMPLE = "Example: kind=detection,boxes=out0,scores=out1,activation=sigmoid,iou_threshold=0.5"
-_NAME_PARTS = {"boxes": "box", "scores": "score", "classes": "class", "count": ("num", "count")}
+_NAME_PARTS = {"boxes": ("box",), "scores": ("score",), "classes": ("class",), "count": ("num", "count")}
 
 
 def parse(text: str, outputs: Sequence[TensorContract]) -> dict[str, Any]:
@@ -172,11 +172,12 @@ def _found_outputs(post: Postprocess, given: Mapping[str, Any], outputs: Sequenc
             boxes = next((i for i, t in enumerate(outputs) if t.shape[-1] == 4), -1)
             found = {"boxes": boxes, "scores": next((i for i in range(len(outputs)) if i != boxes), -1)}
     done = found.get("classes", -1) >= 0 and found.get("count", -1) >= 0
-    return replace(post, **{k: v for k, v in found.items() if k not in given}, nms=given.get("nms", not done))
+    chosen: dict[str, Any] = {k: v for k, v in found.items() if k not in given}
+    return replace(post, **chosen, nms=given.get("nms", not done))
 
 
-def _named(name: str, parts: str | tuple[str, ...]) -> bool:
-    return any(part in name.lower() for part in ((parts,) if isinstance(parts, str) else parts))
+def _named(name: str, parts: tuple[str, ...]) -> bool:
+    return any(part in name.lower() for part in parts)
 
 
 def _segmentation(

@@ -112,7 +112,7 @@ def _completed(folder: Path, model: Any, declaration: Declaration) -> Declaratio
             f"The folder does not say the shape of {main!r}.",
             hint=declared.HOW_TO_DECLARE.format(name=main, shape="1,128" if main == "input_ids" else "1,16000"),
         )
-    inputs = {**{main: given}, **{k: v for k, v in inputs.items() if k != main}}
+    inputs = {main: given, **{k: v for k, v in inputs.items() if k != main}}
     labels = declaration.labels or _labels(model)
     classifies = type(model).__name__.endswith(_CLASSIFIERS)
     task = "classification" if classifies and declaration.task == "other" else declaration.task

@@ -12,7 +12,7 @@ from edge.errors import ConfigError, MissingPackageError, SourceError
 from edge.sources import declared
 from edge.sources.base import Declaration, InputDeclaration
 from edge.sources.factory import place
-from edge.sources.tf_model import Function, LoadedTensorFlow, first_line
+from edge.sources.tf_model import Function, LoadedTensorFlow, first_line, import_tensorflow
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def load(path: Path, function: Any, example: Any, declaration: Declaration) -> L
     def flat(*given: Any) -> list[Any]:
         results = function(**dict(zip(arrays, given, strict=True))) if named else function(*given)
         leaves = jax.tree_util.tree_flatten_with_path(results)[0]
-        flat.keys = tuple(_key(path, i) for i, (path, _) in enumerate(leaves))  # type: ignore[attr-defined]
+        flat.keys = tuple(_key(path) for path, _ in leaves)  # type: ignore[attr-defined]
         return [leaf for _, leaf in leaves]
 
     try:
@@ -85,8 +85,9 @@ def load(path: Path, function: Any, example: Any, declaration: Declaration) -> L
 def _import() -> tuple[Any, Any]:
     try:
         import jax
-        import tensorflow  # noqa: F401 - jax2tf needs it
         from jax.experimental import jax2tf
+
+        import_tensorflow()  # jax2tf needs it
     except ImportError as error:
         raise MissingPackageError(
             "Converting a JAX function needs the packages jax and tensorflow, and one cannot be imported.",
@@ -131,7 +132,7 @@ def _shaped(name: str, array: Array, wish: InputDeclaration) -> Array:
     return np.zeros(wish.shape, array.dtype)
 
 
-def _key(path: Any, number: int) -> str:
+def _key(path: Any) -> str:
     keys = [str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path]
     if not keys:
         return "output_0"

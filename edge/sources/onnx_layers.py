@@ -146,7 +146,7 @@ def _counts(
     strides: Sequence[int],
     pads: tuple[list[int], list[int]],
 ) -> NDArray[np.float32]:
-    """Return how many values each window averages: with `count_include_pad` also declared padding, never ceil_mode's."""
+    """Return how many values each window averages: with `count_include_pad` declared padding too, not ceil_mode's."""
     rank, counts = len(kernel), np.ones(1, np.float32)
     declared = _spatial(n, "pads", 2 * rank, 0)
     for i, (size, k, s) in enumerate(zip(sizes, kernel, strides, strict=True)):

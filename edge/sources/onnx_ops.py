@@ -10,7 +10,6 @@ import numpy as np
 
 from edge.sources.onnx_node import CONVERTERS, Node, UnsupportedError, converter
 
-
 # Up to this many single slices instead of one gather.
 _FEW = 8
 
@@ -34,12 +33,30 @@ _UNARY = {
     **{
         k: k.lower() for k in ("Round", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh", "Acos", "Asin", "Atan")
     },
-    **{"Not": "logical_not", "IsNaN": "isnan", "Acosh": "acosh", "Asinh": "asinh", "Atanh": "atanh", "Det": "det"},
+    "Not": "logical_not",
+    "IsNaN": "isnan",
+    "Acosh": "acosh",
+    "Asinh": "asinh",
+    "Atanh": "atanh",
+    "Det": "det",
 }
 _BINARY = {
-    **{"Add": "add", "Sub": "sub", "Mul": "mul", "Pow": "pow", "MatMul": "matmul", "Equal": "eq", "Greater": "gt"},
-    **{"GreaterOrEqual": "ge", "Less": "lt", "LessOrEqual": "le", "And": "logical_and", "Or": "logical_or"},
-    **{"Xor": "logical_xor", "BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor"},
+    "Add": "add",
+    "Sub": "sub",
+    "Mul": "mul",
+    "Pow": "pow",
+    "MatMul": "matmul",
+    "Equal": "eq",
+    "Greater": "gt",
+    "GreaterOrEqual": "ge",
+    "Less": "lt",
+    "LessOrEqual": "le",
+    "And": "logical_and",
+    "Or": "logical_or",
+    "Xor": "logical_xor",
+    "BitwiseAnd": "bitwise_and",
+    "BitwiseOr": "bitwise_or",
+    "BitwiseXor": "bitwise_xor",
 }
 CONVERTERS.update({kind: _unary(name) for kind, name in _UNARY.items()})
 CONVERTERS.update({kind: _binary(name) for kind, name in _BINARY.items()})
@@ -133,10 +150,10 @@ def _smooth(n: Node) -> Any:
 def _prelu(n: Node) -> Any:
     x, slope = n[0], n[1]
     channels = x.shape[1] if x.dim() > 1 else 1
-    if slope.numel() in (1, channels) and x.dim() > 1 and slope.dim() in (1, x.dim() - 1):
-        # Along another axis than the channels a slope broadcasts from the right; a [C, 1, 1] one is per channel.
-        if slope.numel() == 1 or slope.shape[0] == channels and slope.dim() == x.dim() - 1:
-            return _torch().nn.functional.prelu(x, slope.reshape(-1))
+    # Along another axis than the channels a slope broadcasts from the right; a [C, 1, 1] one is per channel.
+    per_channel = slope.dim() == x.dim() - 1 and slope.shape[0] == channels == slope.numel()
+    if x.dim() > 1 and (slope.numel() == 1 or per_channel):
+        return _torch().nn.functional.prelu(x, slope.reshape(-1))
     return _torch().relu(x) - slope * _torch().relu(-x)
 
 
@@ -290,7 +307,7 @@ def _gather(n: Node) -> Any:
         part = n[0].narrow(axis, at, 1)
         return part.reshape(*n[0].shape[:axis], *known.shape, *n[0].shape[axis + 1 :])
     index = n[1].to(torch.int64)
-    if known is None or (known < 0).any():
+    if known is None or (known.astype(np.int64) < 0).any():
         index = torch.where(index < 0, index + size, index)
     picked = torch.index_select(n[0], axis, index.reshape(-1))
     return picked.reshape(*n[0].shape[:axis], *index.shape, *n[0].shape[axis + 1 :])

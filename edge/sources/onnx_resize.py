@@ -6,6 +6,7 @@ kernel (nearest, linear, cubic) turns it into weights (ONNX specification of Res
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.sources.onnx_node import Node, UnsupportedError, converter
+
+_ROUNDINGS: dict[str, Callable[[Any], Any]] = {
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round_prefer_floor": lambda v: np.ceil(v - 0.5),
+    "round_prefer_ceil": lambda v: np.floor(v + 0.5),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +96,10 @@ def _indices(n: Node, axis: _Axis) -> NDArray[np.int64]:
     mode = n.attribute("nearest_mode", "round_prefer_floor")
     if n.kind == "Upsample" or n.opset < 11:
         mode = "floor"
-    rounded = {
-        "floor": np.floor,
-        "ceil": np.ceil,
-        "round_prefer_floor": lambda v: np.ceil(v - 0.5),
-        "round_prefer_ceil": lambda v: np.floor(v + 0.5),
-    }[mode](x)
-    return np.clip(rounded, 0, axis.size - 1).astype(np.int64)
+    if mode not in _ROUNDINGS:
+        raise UnsupportedError(f"the nearest_mode {mode!r}")
+    rounded = np.clip(_ROUNDINGS[mode](x), 0, axis.size - 1)
+    return np.asarray(rounded, np.int64)
 
 
 def _nearest(n: Node, x: Any, axes: list[_Axis], changed: list[int]) -> Any:
@@ -126,7 +131,7 @@ def _matrix(n: Node, axis: _Axis) -> NDArray[np.float32]:
         if n.attribute("exclude_outside", 0):
             share = np.where((place < 0) | (place >= axis.size), 0.0, share)
         np.add.at(weights, (np.arange(axis.target), np.clip(place, 0, axis.size - 1)), share)
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
 
 
 def _kernel(n: Node, distance: NDArray[np.float64], *, cubic: bool) -> NDArray[np.float64]:

@@ -42,7 +42,7 @@ def attempt(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     carrier = Path(request["carrier"])
     loaded.to_litert(carrier)
     reference = OnnxReference(path, description, turned_inputs=inputs, turned_outputs=outputs)
-    _verify(loaded, reference, carrier, model, description, path)
+    _verify(loaded, reference, carrier, model, description)
     return {
         "signature": codec.to_json(loaded.signature),
         "findings": [codec.to_json(f) for f in loaded.findings],
@@ -188,21 +188,19 @@ def random_inputs(signature: Signature, number: int) -> dict[str, Array]:
     }
 
 
-def _verify(
-    loaded: OnnxTorch, reference: OnnxReference, carrier: Path, model: Any, description: Description, path: Path
-) -> None:
+def _verify(loaded: OnnxTorch, reference: OnnxReference, carrier: Path, model: Any, description: Description) -> None:
     samples = [random_inputs(loaded.signature, k) for k in range(2)]
     try:
         loaded.findings += verify_carrier(_Subject(loaded, reference), carrier, samples)
     except ConversionError as error:
-        if where := _first_difference(loaded, model, description, path):
+        if where := _first_difference(loaded, model, description):
             raise ConversionError(
                 f"{error.message} The first operator that differs is {where}.", hint=error.hint
             ) from error
         raise
 
 
-def _first_difference(loaded: OnnxTorch, model: Any, description: Description, path: Path) -> str:
+def _first_difference(loaded: OnnxTorch, model: Any, description: Description) -> str:
     """Return the first operator whose PyTorch form differs from onnxruntime's result, '' where none does."""
     import torch
 

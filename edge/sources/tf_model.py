@@ -70,7 +70,8 @@ class LoadedTensorFlow:
         self.tools: Mapping[str, str] = declared.versions("tensorflow", "tensorflow-cpu", *function.packages)
         self._keys: tuple[str, ...] = ()  # of the outputs, known after tracing
         self._outputs = self._trace()
-        names = declared.output_names(declaration, declared.unique(_plain(k) for k in self._keys))
+        found_names = declared.unique(_plain(key) for key in self._keys)
+        names = declared.output_names(declaration, found_names)
         specs = [_output(name, tensor) for name, tensor in zip(names, self._outputs, strict=True)]
         self.signature: Signature = declared.signature(declaration, self._inputs, specs)
         self._refuse_changes()

@@ -11,7 +11,7 @@ from edge.calibration.search import Candidate, Outcome, pareto
 from edge.errors import QuantizationError
 from edge.findings import Finding
 from edge.stages.bench import Bench, keep_float
-from edge.targets.litert import memory
+from edge.targets.litert import heads, memory
 
 if TYPE_CHECKING:
     from edge.isolate import Progress
@@ -36,7 +36,7 @@ def search(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def _climb(bench: Bench) -> None:
-    for group in (_estimators, _tuned, _corrected, _equalized, _mixed):
+    for group in (_estimators, _tuned, _corrected, _equalized, _split, _mixed):
         if group is _mixed and bench.settled():
             break
         if any(bench.policy.met(bench.measure(c)) for c in group(bench)):
@@ -86,6 +86,21 @@ def _equalized(bench: Bench) -> Iterator[Candidate]:
         start = replace(bench.leader.candidate.recipe, estimator=bench.base.estimator, tune_ranges=True)
         recipe = replace(start, equalize=True)
         yield Candidate(recipe=recipe, group="equalized", label=recipe.name)
+
+
+def _split(bench: Bench) -> Iterator[Candidate]:
+    """Join branches of different size in float, at the very end: the joint is one copy, all before it stays integer."""
+    if not bench.refined:
+        return
+    recipe = bench.leader.candidate.recipe
+    program, ranges = bench.prepared(bench.base)
+    joints = [f.op for f in heads.find_clashes(program, ranges) if f.severity == "error" and f.op]
+    names = [name for joint in joints for name in heads.joint_tail(program, joint)]
+    if names:
+        kept = tuple(keep_float(name) for name in dict.fromkeys(names))
+        changed = replace(recipe, overrides=(*recipe.overrides, *kept), output_io="float32")
+        label = f"{recipe.name}, branches joined in float"
+        yield Candidate(recipe=changed, group="split", label=label, options={"full_integer": False})
 
 
 def _mixed(bench: Bench) -> Iterator[Candidate]:

@@ -17,13 +17,15 @@ from edge.targets.executorch.delegates import Delegate, Options
 # A method of every program that edgekit writes: it returns the names, shapes and quantization of the ends as JSON.
 CONTRACT_METHOD = "edgekit_signature"
 _OWN_KERNELS = "cortex_m_"
+# They pick one of several results, and reserve memory.
+_NO_KERNEL = ("getitem", "alloc")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delegation:
     """What became of the operators of one method: counts by operator, as `get_delegation_info` has them.
 
-    `getitem` is left out of both: it picks one of several results and needs no kernel. `inside` and `outside` count it.
+    `getitem` and `alloc` are left out of both, because they need no kernel; `inside` and `outside` count them.
     `reasons` maps an operator that stayed on portable kernels to the words of the delegate, where it gave any.
     """
 
@@ -151,7 +153,7 @@ def _delegation(program: Any, heard: Mapping[str, str]) -> Delegation:
     from executorch.devtools.backend_debug import get_delegation_info
 
     info = get_delegation_info(program.graph_module)
-    rows = sorted((name, row) for name, row in info.delegation_by_operator.items() if name != "getitem")
+    rows = sorted((name, row) for name, row in info.delegation_by_operator.items() if name not in _NO_KERNEL)
     # CMSIS-NN's operators are called one by one: they are kernels of the target's own, though no delegate.
     own = {name: row.non_delegated for name, row in rows if name.startswith(_OWN_KERNELS)}
     portable = {name: row.non_delegated for name, row in rows if row.non_delegated and name not in own}

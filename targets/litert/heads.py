@@ -47,6 +47,20 @@ def find_clashes(program: bytes, ranges: Ranges) -> tuple[Finding, ...]:
     return tuple(found)
 
 
+def joint_tail(program: bytes, joint: str) -> tuple[str, ...]:
+    """Return the tensors written from a joint (by name) to the output: kept float, each branch keeps its own scale."""
+    graph = flatbuffer.graph(flatbuffer.load(program))
+    tensor = next(t.index for t in graph.tensors if t.name == joint)
+    names = [joint]
+    while tensor not in graph.outputs:
+        following = [graph.ops[r] for r in graph.consumers().get(tensor, []) if graph.ops[r].name in _PASSING]
+        if not following:
+            break
+        tensor = following[0].outputs[0]
+        names.append(graph.tensors[tensor].name)
+    return tuple(names)
+
+
 def _size(ranges: Ranges, name: str) -> float:
     return max(map(abs, ranges[name])) if name in ranges else 0.0
 
