@@ -1,6 +1,6 @@
 """Build and verify every source kind for every target family, and write docs/matrix.md.
 
-    python benchmarks/matrix.py [--models FOLDER] [--only TEXT]
+    python benchmarks/matrix.py [--models FOLDER] [--only TEXT] [--column TEXT] [--state FILE]
 
 One small network is trained on the scikit-learn digits with Keras, one with PyTorch, and one of transformers; each
 source kind is made from one of them. Every cell is a whole build: conversion verified against the source, quantized,
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,15 +30,16 @@ from edge.artifact import Artifact
 from edge.errors import EdgekitError
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRATCH = "matrix-cells.json"
 # Column title, targets that one build serves, runtime.
 COLUMNS: tuple[tuple[tuple[str, ...], tuple[str, ...], str | None], ...] = (
     (("coral", "rpi5 (litert)"), ("coral", "rpi5"), None),
     (("android (executorch)",), ("android",), "executorch"),
     (("ios (executorch)",), ("ios",), None),
 )
-PACKAGES = ("torch", "litert-torch", "executorch", "tensorflow-cpu", "keras", "onnx", "onnxruntime", "jax")
-PACKAGES += ("transformers", "ai-edge-litert", "ai-edge-quantizer", "coremltools")
+PACKAGES = (
+    *("torch", "litert-torch", "executorch", "tensorflow-cpu", "keras", "onnx", "onnxruntime", "jax"),
+    *("transformers", "ai-edge-litert", "ai-edge-quantizer", "coremltools"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ MODELS: tuple[Row, ...] = (
 
 # --- making the sources ------------------------------------------------------------------------------------------
 
-_JAX = '''
+_JAX = """
 import jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
 
@@ -144,13 +146,14 @@ def make_digits():
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
         return conv(x, "head").mean((1, 2)) @ w["classifier.weight"].T + w["classifier.bias"]
     return apply, np.zeros((1, 8, 8, 1), np.float32)
-'''
+"""
 
 
 def make(folder: Path) -> None:
     """Train the networks and write every source kind; each framework in a process of its own."""
     for stage in ("write_data", "keras", "torch"):
         isolate.call(f"edge.demo.train:{stage}", {"folder": str(folder)}, workdir=folder, name=stage)
+    shutil.copyfile(ROOT / "edge" / "demo" / "digits_torch.py", folder / "digits_torch.py")
     for part in ("tensorflow", "torch", "transformers"):
         subprocess.run([sys.executable, __file__, "--make", part, str(folder)], check=True, cwd=ROOT)
 
@@ -164,7 +167,9 @@ def _make_tensorflow(folder: Path) -> None:
     model.save(folder / "digits.h5")
     model.export(str(folder / "saved_model"), verbose=False)
     spec = tf.TensorSpec((1, 8, 8, 1), tf.float32, name="image")
-    function = tf.function(lambda image: tf.identity(model(image, training=False), name="logits"), input_signature=[spec])
+    function = tf.function(
+        lambda image: tf.identity(model(image, training=False), name="logits"), input_signature=[spec]
+    )
     graph = convert_variables_to_constants_v2(function.get_concrete_function()).graph.as_graph_def()
     (folder / "frozen.pb").write_bytes(graph.SerializeToString())
     for name, half in (("float.tflite", False), ("float16.tflite", True)):
@@ -177,10 +182,9 @@ def _make_tensorflow(folder: Path) -> None:
 def _make_torch(folder: Path) -> None:
     import torch
 
-    sys.path.insert(0, str(folder))
-    import digits_torch
+    from edge.sources import factory
 
-    model, example = digits_torch.make_digits()
+    model, example = factory.call(folder / "digits_torch.py", "make_digits")
     model.eval()
     torch.export.save(torch.export.export(model, example), folder / "digits.pt2")
     torch.jit.trace(model, example).save(str(folder / "digits.pt"))
@@ -223,6 +227,8 @@ def build(row: Row, folder: Path, targets: Sequence[str], runtime: str | None, o
     """Return one text per target: what the build measured, or why there is none."""
     settings = {**row.settings}
     values = settings.pop("values", {})
+    if "preprocess" in settings:
+        settings["preprocess"] = {n: project.preprocess(dict(t)) for n, t in settings["preprocess"].items()}
     data = str(folder / row.data) if row.data else None
     settings |= {
         "source": str(folder / row.location),
@@ -262,38 +268,53 @@ def describe(artifact: Artifact) -> str:
     manifest = artifact.manifest
     parts = [manifest.recipe_name]
     if accuracy := manifest.metrics.accuracy:
-        parts.append(f"{accuracy.metric} {accuracy.source:.2%} → {accuracy.program:.2%}")
+        parts.append(f"{accuracy.metric} {accuracy.float:.2%} → {accuracy.quantized:.2%}")
     ratios = [p.snr_db for p in manifest.metrics.parity if p.snr_db is not None]
     if ratios:
         parts.append(f"SNR {min(ratios):.0f} dB")
     return ", ".join(parts)
 
 
-def table(rows: Sequence[Row], folder: Path, cells: dict[str, list[str]], only: str) -> None:
-    """Fill `cells` by kind, and keep it on disk so that an interrupted run goes on."""
+def table(rows: Sequence[Row], folder: Path, state: State) -> None:
+    """Build what `state` wants and does not have yet."""
     for row in rows:
-        if only and only not in row.kind:
-            continue
-        with tempfile.TemporaryDirectory() as output:
-            found: list[str] = []
-            for number, (_, targets, runtime) in enumerate(COLUMNS):
-                started = time.monotonic()
-                found += build(row, folder, targets, runtime, Path(output) / str(number))
-                print(row.kind, targets, found[-len(targets) :], f"{time.monotonic() - started:.0f} s", flush=True)
-        cells[row.kind] = found
-        (folder / SCRATCH if folder.name.startswith("edgekit") else Path(tempfile.gettempdir()) / SCRATCH).write_text(
-            json.dumps(cells)
-        )
+        for number, (titles, targets, runtime) in enumerate(COLUMNS):
+            if not state.wants(row.kind, titles):
+                continue
+            started = time.monotonic()
+            with tempfile.TemporaryDirectory() as output:
+                found = build(row, folder, targets, runtime, Path(output) / str(number))
+            state.add(row.kind, dict(zip(titles, found, strict=True)))
+            print(row.kind, found, f"{time.monotonic() - started:.0f} s", flush=True)
 
 
-def markdown(rows: Sequence[Row], cells: Mapping[str, list[str]]) -> list[str]:
+class State:
+    """The texts of the cells by source and column, kept in a file so that a run can be done in parts."""
+
+    def __init__(self, path: Path, only: str, column: str) -> None:
+        self._path, self._only, self._column = path, only, column
+        self.cells: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def wants(self, kind: str, titles: Sequence[str]) -> bool:
+        """Tell whether cells are asked for and not there."""
+        asked = self._only in kind and any(self._column in t for t in titles)
+        return asked and any(t not in self.cells.get(kind, {}) for t in titles)
+
+    def add(self, kind: str, texts: Mapping[str, str]) -> None:
+        """Keep cells."""
+        self.cells.setdefault(kind, {}).update(texts)
+        self._path.write_text(json.dumps(self.cells, indent=1))
+
+
+def markdown(rows: Sequence[Row], cells: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Return a table; a reason stands below it, where a cell is empty."""
     titles = [t for names, _, _ in COLUMNS for t in names]
     lines = ["| source | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     reasons: list[str] = []
     for row in rows:
         texts = []
-        for text in cells.get(row.kind, []):
+        for title in titles if row.kind in cells else ():
+            text = cells[row.kind].get(title, "not run")
             if text.startswith("no: "):
                 reason = " ".join(text.removeprefix("no: ").split())
                 if reason not in reasons:
@@ -312,22 +333,23 @@ def main() -> None:
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--models", type=Path, help="Folder of real models.")
     parser.add_argument("--only", default="", help="Only the rows with this text.")
+    parser.add_argument("--column", default="", help="Only the columns with this text.")
+    parser.add_argument("--state", type=Path, help="File that keeps the cells, to go on with later.")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "matrix.md")
     given = parser.parse_args()
     if given.make:
         makers = {"tensorflow": _make_tensorflow, "torch": _make_torch, "transformers": _make_transformers}
         makers[given.make[0]](Path(given.make[1]))
         return
-    digits: dict[str, list[str]] = {}
-    real: dict[str, list[str]] = {}
+    rows = [_with_data(r) for r in DIGITS]
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        rows = [_with_data(r) for r in DIGITS]
-        if any(given.only in r.kind for r in rows):
+        state = State(given.state or Path(folder) / "state.json", given.only, given.column)
+        if any(state.wants(r.kind, titles) for r in rows for titles, _, _ in COLUMNS):
             make(Path(folder))
-            table(rows, Path(folder), digits, given.only)
+            table(rows, Path(folder), state)
         if given.models:
-            table(MODELS, given.models.resolve(), real, given.only)
-    given.output.write_text("\n".join(_page(rows, digits, real)), encoding="utf-8")
+            table(MODELS, given.models.resolve(), state)
+        given.output.write_text("\n".join(_page(rows, state.cells)), encoding="utf-8")
 
 
 def _with_data(row: Row) -> Row:
@@ -335,7 +357,7 @@ def _with_data(row: Row) -> Row:
     return Row(kind=row.kind, location=row.location, data=data, settings=row.settings)
 
 
-def _page(rows: Sequence[Row], digits: Mapping[str, list[str]], real: Mapping[str, list[str]]) -> list[str]:
+def _page(rows: Sequence[Row], cells: Mapping[str, Mapping[str, str]]) -> list[str]:
     versions = []
     for package in PACKAGES:
         try:
@@ -343,7 +365,7 @@ def _page(rows: Sequence[Row], digits: Mapping[str, list[str]], real: Mapping[st
         except metadata.PackageNotFoundError:
             versions.append(f"{package} not installed")
     lines = [
-        "# Source × target",
+        "# Source to target",
         "",
         f"Written by `python benchmarks/matrix.py` on {time.strftime('%Y-%m-%d', time.gmtime())}, "
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}: {', '.join(versions)}.",
@@ -355,10 +377,10 @@ def _page(rows: Sequence[Row], digits: Mapping[str, list[str]], real: Mapping[st
         "",
         "## A network on the digits, in every source kind",
         "",
-        *markdown(rows, digits),
+        *markdown(rows, cells),
     ]
-    if real:
-        lines += ["## Trained models from the field", "", *markdown(MODELS, real)]
+    if any(r.kind in cells for r in MODELS):
+        lines += ["## Trained models from the field", "", *markdown(MODELS, cells)]
     return lines
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # A tensor grows where the second half of the samples widens its interval by this share.
 GROWTH = 0.25
 _SHARE = 0.1
-_LEAST = 16
+_LEAST = 50
 
 
 class Growth:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from edge.errors import QuantizationError
+from edge.findings import Finding
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Interval per activation tensor, by tensor name, from `samples` samples by `estimator`."""
+    """Interval per activation tensor, by tensor name, from `samples` samples by `estimator`, and what was found."""
 
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     samples: int
     estimator: str
+    findings: tuple[Finding, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples < 1:

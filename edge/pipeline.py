@@ -88,8 +88,8 @@ def _step(project: Project, target: Target, problems: list[str]) -> list[Step]:
         accepted = ", ".join(target.runtimes)
         problems.append(f"runtime: {runtime!r} does not serve target {target.name}; accepted: {accepted}")
         return []
-    # Options of the project (--multiple-subgraphs) win over the target's own.
-    target = replace(target, options={**target.options, **project.options})
+    # Options of the project (--multiple-subgraphs, --min-delegated) win over the target's own, table by table.
+    target = replace(target, options=registry.merged(target.options, project.options))
     recipe = project.recipe_for(target.recipe, target.io)
     if recipe.name not in target.recipes:
         accepted = ", ".join(target.recipes)

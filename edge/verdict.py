@@ -41,6 +41,11 @@ def _accuracy(manifest: Manifest, budgets: Budgets, broken: list[str], open_: li
     if accuracy is None:
         open_.append("accuracy was not checked: no evaluation data was given (--evaluation DATA)")
         return
+    if accuracy.metric.startswith("snr"):
+        # Against itself the float source is exact: a drop in dB is no loss of any task.
+        if budgets.max_drop is not None:
+            open_.append("the accuracy budget is open: the data has no labels, so only signal-to-noise could be told")
+        return
     if budgets.max_drop is None:
         notes += _unbudgeted_loss(accuracy)
         return

@@ -21,6 +21,8 @@ _RUNTIMES = {
     "litert": "edge.targets.litert.runtime:LiteRT",
     "edgetpu": "edge.targets.edgetpu.runtime:EdgeTPU",
     "executorch": "edge.targets.executorch.runtime:ExecuTorch",
+    "torch_mobile": "edge.targets.torch_mobile.runtime:TorchMobile",
+    "coreml": "edge.targets.coreml.runtime:CoreML",
 }
 
 
@@ -63,14 +65,15 @@ def _extended(table: dict[str, Any], where: str) -> dict[str, Any]:
         return table
     if base not in names():
         raise ConfigError(f"{where}: extends = {base!r}; accepted: {', '.join(names())}.")
-    return _merged(_catalogue_table(base), table)
+    return merged(_catalogue_table(base), table)
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over`, nested tables merged."""
     result = dict(base)
     for key, value in over.items():
         inner = result.get(key)
-        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return result
 
 

@@ -50,11 +50,11 @@ def _missing() -> str | None:
 
 
 @contextlib.contextmanager
-def board(name: str = "rpi4", **options: str) -> Iterator[Board]:
+def board(name: str = "rpi4", *, disk: str = "512m") -> Iterator[Board]:
     """Yield a board that is up; skip where users may not make namespaces."""
     with emulated():
         try:
-            made = Board(name, **options)
+            made = Board(name, disk=disk)
         except EdgekitError as error:
             pytest.skip(error.message)
         with made:

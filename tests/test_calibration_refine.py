@@ -15,7 +15,7 @@ from edge.calibration import equalize as equalize_arithmetic
 from edge.calibration import noise, sensitivity
 from edge.calibration import recipe as recipes
 from edge.calibration.ranges import Ranges
-from edge.targets.litert import aeq, equalize, fixed, flatbuffer, memory, probe, ptq, quantize, session
+from edge.targets.litert import aeq, equalize, fixed, flatbuffer, heads, memory, probe, ptq, quantize, session
 from edge.targets.litert import bias as bias_correction
 from edge.targets.litert import sensitivity as layers
 from edge.targets.litert.simulate import Simulation
@@ -378,3 +378,29 @@ def test_weight_spread_of_known_weights() -> None:
     """Channel peaks 4 and 1 are 4 apart; a single value among three zeros is twice its root mean square."""
     spread, peak = sensitivity.weight_spread(np.asarray([[4.0, 0, 0, 0], [1, 1, 1, 1]]), 0)
     assert (spread, peak) == (4.0, 2.0)
+
+
+# --- data quality ------------------------------------------------------------------------------------------------
+
+
+def _growing(second: float, count: int = 60) -> tuple[str, ...]:
+    inputs = [{"x": f32(np.full((1, 4), (1 if i < count // 2 else second) * (-1) ** i))} for i in range(count)]
+    builder = GraphBuilder()
+    builder.output(builder.fully_connected(builder.input("x", (1, 4)), np.eye(4), np.zeros(4)), "y")
+    return tuple(f.rule for f in _quantized(builder.build(), "int8", Samples(inputs)).findings)
+
+
+def test_ranges_that_still_grow_are_a_finding() -> None:
+    """Where the second half of the samples doubles the ranges, more data would widen them again."""
+    assert "RANGES_GROW" in _growing(2.0)
+    assert "RANGES_GROW" not in _growing(1.1)
+    assert "RANGES_GROW" not in _growing(2.0, count=40)
+
+
+def test_a_joint_of_branches_is_kept_float_to_the_output() -> None:
+    """The tail of a head runs from the joint over reshapes to the output, and no further."""
+    builder = GraphBuilder()
+    joint = builder.op("CONCATENATION", [builder.input("a", (1, 2)), builder.input("b", (1, 2))], (1, 4), name="joint")
+    end = builder.op("RESHAPE", [joint, builder.const("shape", [1, 2, 2])], (1, 2, 2), name="end")
+    builder.output(end, "y")
+    assert heads.joint_tail(builder.build(), "joint") == ("joint", "end")

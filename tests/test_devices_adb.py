@@ -101,9 +101,11 @@ def test_a_full_phone_is_an_error(phone: Phone, tmp_path: Path) -> None:
     """The phone's own words reach the user."""
     path = tmp_path / "big"
     path.write_bytes(bytes(45_000_000))
-    with attach.opened(DeviceSpec(kind="adb", address=phone.serial)) as device:
-        with pytest.raises(DeviceError, match="No space left") as caught:
-            device.push(path)
+    with (
+        attach.opened(DeviceSpec(kind="adb", address=phone.serial)) as device,
+        pytest.raises(DeviceError, match="No space left") as caught,
+    ):
+        device.push(path)
     assert caught.value.hint == "Free space on the phone."
 
 

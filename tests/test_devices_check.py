@@ -122,7 +122,7 @@ def test_a_real_int8_model_is_equal_on_the_board(vww: Path) -> None:
     program = describe(vww, runtime="litert", kernels="xnnpack", threads=1, signature=session.signature)
     (spec,) = session.signature.inputs
     random = np.random.default_rng(7)
-    samples = [{spec.name: random.integers(-128, 128, spec.shape).astype(np.int8)} for _ in range(100)]
+    samples = [{spec.name: random.integers(-128, 128, (1, *spec.shape[1:])).astype(np.int8)} for _ in range(100)]
     with attach.opened(parse("emulator:rpi3")) as device:
         found = list(Agent(device).run(program, samples))
     for sample, output in zip(samples, found, strict=True):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge import codec
+from edge.calibration import ranges
 from edge.calibration import recipe as recipes
 from edge.calibration import search as policy
 from edge.calibration.recipe import Recipe
@@ -18,10 +21,12 @@ from edge.calibration.search import Candidate, Outcome, Policy
 from edge.calibration.selection import Selection
 from edge.isolate import no_progress
 from edge.signature import Signature, TensorSpec
+from edge.stages import searching
 from edge.stages.searching import search
 from edge.targets import registry
-from edge.targets.litert import contract, flatbuffer, probe
+from edge.targets.litert import calibrate, contract, flatbuffer, probe
 from tests.refine_models import SHAPE, ConvNet, conv_net
+from tests.tflite_builder import GraphBuilder
 
 
 def _outcome(
@@ -220,3 +225,71 @@ def test_known_outcomes_are_not_measured_again(tmp_path: Path) -> None:
     second = search(request, _saying(said))
     assert second == first
     assert "quantizing" not in said
+
+
+def test_branches_of_different_size_are_joined_in_float(tmp_path: Path) -> None:
+    """Boxes in pixels beside scores: the search keeps the scores by joining both at the end in float."""
+    rng = np.random.default_rng(0)
+    builder = GraphBuilder()
+    x = builder.input("x", (1, 8))
+    boxes = builder.fully_connected(x, rng.standard_normal((4, 8)) * 200, np.full(4, 300.0), name="boxes")
+    hidden = builder.fully_connected(x, rng.standard_normal((4, 8)), np.zeros(4), name="hidden")
+    scores = builder.op("LOGISTIC", [hidden], (1, 4), name="scores")
+    builder.output(builder.op("CONCATENATION", [boxes, scores], (1, 8), name="joint"), "y")
+    request = _request(tmp_path, CLEAN, count=400)
+    program = builder.build()
+    (tmp_path / "float.tflite").write_bytes(program)
+    data = rng.standard_normal((400, 8)).astype(np.float32)
+    outputs = np.stack([o["y"][0] for o in probe.outputs(program, [{"x": v[None]} for v in data])])
+    np.savez(tmp_path / "data.npz", x=data, y=outputs[:, 4:].argmax(axis=1))
+    (tmp_path / "scores.py").write_text(
+        "def accuracy(outputs, label):\n    return float(outputs['y'][0, 4:].argmax() == int(label))\n"
+    )
+    request["metric"] = f"{tmp_path / 'scores.py'}:accuracy"
+    request["signature"] = codec.to_json(contract.signature_of(flatbuffer.load(program)))
+    answer = search(request, no_progress)
+    rows = answer["details"]["candidates"]
+    assert rows[0]["drop"] > 0.3
+    assert next(row for row in rows if row["chosen"])["group"] == "split"
+    assert codec.from_json(Recipe, answer["recipe"]).output_io == "float32"
+    assert answer["options"] == {"full_integer": False}
+
+
+@pytest.mark.slow
+def test_a_deep_network_costs_at_most_forty_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 layers, 500 samples to calibrate and 500 to choose: all that comes before mixed precision stays below 40."""
+    request = _request(tmp_path, ConvNet(depth=48, centred=True), count=1000, target="coral", max_drop=-0.5)
+    calibration = Selection(location=str(tmp_path / "data.npz"), role="calibration", indices=tuple(range(500)))
+    request["calibration"] = codec.to_json(calibration)
+    monkeypatch.setattr(searching, "_mixed", lambda bench: iter(()))
+    details = search(request, no_progress)["details"]
+    before = sum(row["runs"] for row in details["candidates"]) + details["selection_samples"]
+    assert details["selection_samples"] == 500
+    assert [row["group"] for row in details["candidates"]].count("estimators") == 5
+    assert len(details["candidates"]) == 8
+    assert before / 500 <= 40
+
+
+def test_memory_of_calibration_does_not_grow_with_the_samples() -> None:
+    """20 and 2,000 samples take the same memory: samples are streamed and histograms have a fixed size."""
+    program = conv_net(ConvNet())
+
+    class Stream:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def __iter__(self) -> Any:
+            rng = np.random.default_rng(0)
+            for _ in range(self.count):
+                yield SimpleNamespace(inputs={"x": rng.standard_normal(SHAPE).astype(np.float32)})
+
+    def peak(count: int) -> int:
+        samples: Any = Stream(count)
+        tracemalloc.start()
+        calibrate.collect(program, samples, ranges.estimator("entropy"), threads=1)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    few, many = peak(20), peak(2000)
+    assert many < few + 500_000

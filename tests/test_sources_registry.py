@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edge.cli import sources as cli
 from edge.errors import SourceError, UsageError
 from edge.sources import registry
 from edge.sources.declared import file_digest, static_shape, unique
@@ -68,12 +71,45 @@ def test_builtin_sources_are_found(tmp_path: Path) -> None:
     keras = archive(tmp_path / "m.keras", "config.json", "metadata.json", "model.weights.h5")
     found = [registry.detect(f"{tmp_path}/{name}").kind for name in ("a.tflite", "m.py:make")]
     assert [*found, registry.detect(keras).kind] == ["litert", "torch", "keras"]
+    script = archive(tmp_path / "m.pt", "m/code/__torch__.py", "m/constants.pkl")
+    assert registry.detect(script).kind == "torchscript"
+    for kind, files in {
+        "onnx": {"m.onnx": b"\x08\x07\x12\x07pytorch"},
+        "frozen-graph": {"graph.pb": b"\x0a\x1f\x0a\x05input"},
+        "saved-model": {"saved/saved_model.pb": b"\x08\x01\x12"},
+        "hugging-face": {"hub/config.json": b"{}", "hub/model.safetensors": b"{}"},
+    }.items():
+        for name, data in files.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(data)
+        path = tmp_path / next(iter(files))
+        assert registry.detect(str(path.parent if path.parent != tmp_path else path)).kind == kind
+
+
+def test_every_kind_says_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of kinds has each built-in one, with installed versions; a missing package makes it not ready."""
+    found = {k.kind: k for k in registry.kinds()}
+    assert set(registry.names()) <= set(found)
+    assert found["litert"].ready == (registry._version("ai-edge-litert") is not None)
+    monkeypatch.setitem(registry._ABOUT, "onnx", ("ONNX", ("numpy", "no-such-distribution"), "onnx"))
+    missing = next(k for k in registry.kinds() if k.kind == "onnx")
+    assert (missing.ready, missing.packages["no-such-distribution"]) == (False, None)
+    assert missing.as_dict()["packages"] == {"numpy": np.__version__, "no-such-distribution": None}
+
+
+def test_sources_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command lists each kind with what is missing and the extra that brings it."""
+    monkeypatch.setitem(registry._ABOUT, "onnx", ("ONNX .onnx", ("no-such-distribution",), "onnx"))
+    cli.sources(json_=False)
+    assert "missing: no-such-distribution (pip install 'edgekit[onnx]')" in capsys.readouterr().out
+    cli.sources(json_=True)
+    assert {"kind": "onnx", "ready": False}.items() <= {**json.loads(capsys.readouterr().out)[3]}.items()
 
 
 @pytest.mark.parametrize(
     ("names", "part"),
     [
-        (("m/code/__torch__.py", "m/constants.pkl"), "is a TorchScript archive"),
+        (("m/code/__torch__.py", "m/constants.pkl", "m/bytecode.pkl"), "a PyTorch Mobile program"),
         (("m/data.pkl",), "a state_dict or a pickled module"),
         (("x.npy",), "NumPy data, not a model"),
         (("readme.txt",), "is of no known kind"),
@@ -104,10 +140,10 @@ def test_python_file_without_function(tmp_path: Path) -> None:
 
 
 def test_folders_empty_and_truncated_files_are_refused(tmp_path: Path) -> None:
-    """A SavedModel folder, an empty file and half an archive each get their message."""
+    """A folder without a model, an empty file and half an archive each get their message."""
     (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"\x08\x01")
-    with pytest.raises(SourceError, match="a TensorFlow SavedModel"):
+    (tmp_path / "saved" / "config.json").write_text("{}")
+    with pytest.raises(SourceError, match="is of no known kind"):
         registry.detect(str(tmp_path / "saved"))
     (tmp_path / "empty.keras").write_bytes(b"")
     with pytest.raises(SourceError, match="is empty"):

@@ -102,7 +102,7 @@ def test_a_damaged_archive(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.jit.trace(network(), torch.rand(1, 3, 8, 8)).save(str(path))
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(SourceError, match="damaged or truncated|cannot be read"):
+    with pytest.raises(SourceError, match=r"damaged or truncated|cannot be read"):
         registry.load(str(path), Declaration(inputs={"0": shape(1, 3, 8, 8)}))
 
 

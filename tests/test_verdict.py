@@ -92,3 +92,12 @@ def test_the_size_budget() -> None:
     """A program over its size fails."""
     assert verdict.judge(with_accuracy(0.0, 0.0), Budgets(max_size_bytes=10), PI, 11).verdict == "fail"
     assert verdict.judge(with_accuracy(0.0, 0.0), Budgets(max_size_bytes=11), PI, 11).verdict == "pass"
+
+
+def test_signal_to_noise_is_no_loss_of_a_task() -> None:
+    """With unlabelled data of several outputs a drop in dB neither breaks nor keeps the accuracy budget."""
+    made = with_accuracy(80.0, 90.0)
+    assert made.metrics.accuracy is not None
+    unlabelled = replace(made, metrics=Metrics(accuracy=replace(made.metrics.accuracy, metric="snr")))
+    assert verdict.judge(unlabelled, Budgets(max_drop=0.01), PI, 1).verdict == "unchecked"
+    assert verdict.judge(unlabelled, Budgets(), PI, 1).findings == ()

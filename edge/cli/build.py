@@ -73,6 +73,9 @@ def build(
     multiple_subgraphs: Annotated[
         bool, typer.Option("--multiple-subgraphs", help="Edge TPU: keep every mapped subgraph (compiler's -a).")
     ] = False,
+    min_delegated: Annotated[
+        str | None, typer.Option(help="Budget: share of operators on the delegate (ExecuTorch), such as 95%.")
+    ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Allow code that the model file carries to run.")] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Folder for the artifacts (default edgekit-build).")
@@ -102,11 +105,24 @@ def build(
         "evaluation_samples": evaluation_samples,
         "latency": latency,
         "timeout_s": timeout,
-        "options": {"multiple_subgraphs": True} if multiple_subgraphs else None,
+        "options": _runtime_options(multiple_subgraphs, min_delegated),
         "trust": trust or None,
         "output": output,
     }
     return _run(_project(given, config), as_json=json_, quiet=quiet)
+
+
+def _runtime_options(multiple_subgraphs: bool, min_delegated: str | None) -> dict[str, Any] | None:
+    from edge.errors import ConfigError
+    from edge.project import parse_share
+
+    found: dict[str, Any] = {"multiple_subgraphs": True} if multiple_subgraphs else {}
+    if min_delegated is not None:
+        try:
+            found["executorch"] = {"min_delegated": parse_share(min_delegated)}
+        except ValueError as error:
+            raise ConfigError(f"--min-delegated {error}.") from None
+    return found or None
 
 
 def _project(given: dict[str, Any], config: Path | None) -> Project:

@@ -31,15 +31,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 PROTOCOL = 1
 MAX_SAMPLES = 2**21
-TAIL_BYTES = 2000
 CPUFREQ = Path("/sys/devices/system/cpu/cpufreq")
-EMULATOR_MARKER = Path("/etc/edgekit-emulator")
 RUNTIMES = ("ai_edge_litert", "tflite_runtime", "tensorflow", "executorch")
 LITERT_HINT = "pip install ai-edge-litert numpy (in a virtual environment, and give its Python to edgekit)"
 
@@ -49,15 +47,7 @@ class RefusalError(Exception):
 
     def __init__(self, kind: str, message: str, **more: Any) -> None:
         super().__init__(message)
-        self.kind = kind
-        self.more = more
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the error of an answer."""
-        return dict({"kind": self.kind, "message": str(self)}, **self.more)
-
-
-# --- what the machine is and does ---------------------------------------------------------------------------------
+        self.error = dict({"kind": kind, "message": message}, **more)
 
 
 def text_of(path: str) -> str | None:
@@ -126,6 +116,12 @@ def processor_seconds() -> tuple[float | None, float | None]:
     return (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) / per_second, ticks[7] / per_second
 
 
+def identity() -> dict[str, Any]:
+    """Return what both the facts and the state of a machine tell."""
+    kernel = f"{platform.system()} {platform.release()}"
+    return {"machine": platform.machine(), "kernel": kernel, "cpus": os.cpu_count() or 1}
+
+
 def environment() -> dict[str, Any]:
     """Return the machine's state; the fields are those of edge.measure.environment.Environment."""
     busy, steal = processor_seconds()
@@ -134,9 +130,7 @@ def environment() -> dict[str, Any]:
         load = round(os.getloadavg()[0], 2)
     return {
         "cpu_model": model_name(),
-        "machine": platform.machine(),
-        "kernel": f"{platform.system()} {platform.release()}",
-        "cpus": os.cpu_count() or 1,
+        **identity(),
         "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
         "frequencies": [frequency_policy(f) for f in sorted(CPUFREQ.glob("policy*"))],
         "load_average": load,
@@ -172,23 +166,18 @@ def hello(_request: dict[str, Any]) -> dict[str, Any]:
     disk = os.statvfs(".")
     return {
         "model": model_name(),
-        "machine": platform.machine(),
-        "kernel": f"{platform.system()} {platform.release()}",
+        **identity(),
         "system": system.group(1) if system else "",
         "cpu_part": cpuinfo_field("CPU part"),
         "cpu_features": (cpuinfo_field("Features") or "").split(),
-        "cpus": os.cpu_count() or 1,
         "memory_bytes": 1024 * int(memory.group(1)) if memory else None,
         "free_disk_bytes": disk.f_bavail * disk.f_frsize,
         "page_bytes": os.sysconf("SC_PAGE_SIZE"),
         "python": platform.python_version(),
         "numpy": versions("numpy"),
         "runtimes": {name: versions(name) for name in RUNTIMES if versions(name)},
-        "emulated": EMULATOR_MARKER.exists(),
+        "emulated": Path("/etc/edgekit-emulator").exists(),
     }
-
-
-# --- programs -----------------------------------------------------------------------------------------------------
 
 
 def litert_module() -> Any:
@@ -234,21 +223,19 @@ class LiteRTProgram:
             raise RefusalError("load", f"the runtime cannot load the program: {error}") from error
         self._inputs, self._outputs = wanted["inputs"], wanted["outputs"]
         self._stateful = bool(wanted.get("stateful"))
+        self._shapes = {d["index"]: tuple(d["shape"]) for d in self._made.get_input_details()}
 
     def feed(self, values: list[Any]) -> None:
         """Copy the inputs in, after a new allocation where a shape has changed."""
         try:
             for index, value in zip(self._inputs, values):
-                if tuple(self._made.get_input_details()[self._position(index)]["shape"]) != value.shape:
+                if self._shapes[index] != value.shape:
                     self._made.resize_tensor_input(index, value.shape)
                     self._made.allocate_tensors()
-            for index, value in zip(self._inputs, values):
-                self._made.set_tensor(index, value)
+                    self._shapes[index] = value.shape
+            self.copy_in(values)
         except (ValueError, RuntimeError) as error:
             raise RefusalError("run", f"the runtime does not take the input: {error}") from error
-
-    def _position(self, index: int) -> int:
-        return next(i for i, d in enumerate(self._made.get_input_details()) if d["index"] == index)
 
     def copy_in(self, values: list[Any]) -> None:
         """Copy inputs of the shapes that were fed before."""
@@ -320,12 +307,7 @@ PROGRAMS: dict[str, Callable[[dict[str, Any]], Any]] = {"litert": LiteRTProgram,
 
 def open_program(request: dict[str, Any]) -> Any:
     """Load the program of a request."""
-    wanted = request["program"]
-    if wanted["runtime"] not in PROGRAMS:
-        raise RefusalError(
-            "request", "runtime {!r} is unknown; accepted: {}".format(wanted["runtime"], ", ".join(PROGRAMS))
-        )
-    return PROGRAMS[wanted["runtime"]](wanted)
+    return PROGRAMS[request["program"]["runtime"]](request["program"])
 
 
 def load_samples(path: str) -> list[Any]:
@@ -339,9 +321,6 @@ def load_samples(path: str) -> list[Any]:
 def peak_rss_kib() -> int:
     """Return the largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-# --- requests -----------------------------------------------------------------------------------------------------
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -365,17 +344,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {"samples": len(collected), "load_ms": 1e3 * (loaded - started), "peak_rss_kib": peak_rss_kib()}
 
 
-def first_sample(request: dict[str, Any]) -> list[Any]:
-    """Return the first sample of `inputs`."""
-    return [a[0] for a in load_samples(request["inputs"])]
-
-
-def clock_ns() -> tuple[str, Callable[[], int]]:
-    """Return the best monotonic clock and its name."""
-    raw = getattr(time, "CLOCK_MONOTONIC_RAW", None)
-    if raw is None:
-        return "perf_counter_ns", time.perf_counter_ns
-    return "CLOCK_MONOTONIC_RAW", lambda: time.clock_gettime_ns(raw)
+def clock_ns() -> int:
+    """Return the time of a clock that no time service slews, in nanoseconds."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
 
 
 def is_stable(durations: list[int], rule: dict[str, Any]) -> bool:
@@ -422,23 +393,18 @@ def timed_loop(once: Callable[[], None], profile: dict[str, Any], now: Callable[
     return {"durations": durations, "starts": starts, "runs": runs, "duration_s": elapsed / 1e9}
 
 
-@contextlib.contextmanager
-def without_garbage_collection() -> Iterator[None]:
-    """Switch the garbage collector off while something is timed."""
+def stop_garbage_collection() -> None:
+    """Keep the garbage collector out of what is timed; the process ends with its request."""
     gc.collect()
     gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Time the program with its inputs copied in and its outputs read back; raw times go to the file `samples`."""
     import numpy as np
 
-    values, profile = first_sample(request), request["profile"]
-    name, now = clock_ns()
+    values, profile = [a[0] for a in load_samples(request["inputs"])], request["profile"]
+    now = clock_ns
     started = now()
     program = open_program(request)
     loaded = now()
@@ -455,10 +421,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     time.sleep(profile["cooldown_s"])
     readings = [now() for _ in range(1001)]
     warm_runs, stable = warm_up(once, profile["warm_up"], now)
-    with without_garbage_collection():
-        before = environment()
-        timed = timed_loop(once, profile, now)
-        after = environment()
+    stop_garbage_collection()
+    before = environment()
+    timed = timed_loop(once, profile, now)
+    after = environment()
     with open(request["samples"], "wb") as stream:  # noqa: PTH123 - np.savez adds a suffix to paths
         np.savez(stream, durations=np.array(timed["durations"], np.int64), starts=np.array(timed["starts"], np.int64))
     return {
@@ -467,7 +433,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "warm_up_runs": warm_runs,
         "warm_up_stable": stable,
         "timer_overhead_ns": int(statistics.median(b - a for a, b in zip(readings, readings[1:]))),
-        "clock": name,
+        "clock": "CLOCK_MONOTONIC_RAW",
         "runs": timed["runs"],
         "duration_s": timed["duration_s"],
         "before": before,
@@ -476,10 +442,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory(request: dict[str, Any]) -> dict[str, Any]:
-    """Return the peak resident size in KiB before the program is loaded, after, and after one run."""
-    values = first_sample(request)
-    if request["program"]["runtime"] == "litert":
-        litert_module()
+    """Return the peak resident size in KiB before runtime and program are loaded, after, and after one run."""
+    values = [a[0] for a in load_samples(request["inputs"])]
     before = peak_rss_kib()
     program = open_program(request)
     loaded = peak_rss_kib()
@@ -500,21 +464,18 @@ def marked(invoke: Callable[[], Any], runs: int) -> None:
 
 def count(request: dict[str, Any]) -> dict[str, Any]:
     """Run between marks; the last `runs` stretches between two marks are one inference each."""
-    values = first_sample(request)
+    values = [a[0] for a in load_samples(request["inputs"])]
     program = open_program(request)
     program.feed(values)
     program.invoke()
-    with without_garbage_collection():
-        # Python rewrites its own code in the first rounds of a loop: let it do so with a call that does nothing.
-        marked(int, 64)
-        marked(program.bare_invoke(), request["runs"])
+    stop_garbage_collection()
+    # Python rewrites its own code in the first rounds of a loop: let it do so with a call that does nothing.
+    marked(int, 64)
+    marked(program.bare_invoke(), request["runs"])
     return {"runs": request["runs"]}
 
 
 OPERATIONS = {"hello": hello, "run": run, "measure": measure, "memory": memory, "count": count}
-
-
-# --- processes ----------------------------------------------------------------------------------------------------
 
 
 def perform(request: dict[str, Any]) -> dict[str, Any]:
@@ -526,7 +487,7 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
             )
         return {"ok": True, "result": OPERATIONS[request["op"]](request)}
     except RefusalError as refusal:
-        return {"ok": False, "error": refusal.to_json()}
+        return {"ok": False, "error": refusal.error}
     except MemoryError:
         return {"ok": False, "error": {"kind": "memory", "message": "the device ran out of memory"}}
     except OSError as error:
@@ -538,17 +499,10 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
         return {"ok": False, "error": {"kind": "agent", "message": f"{type(error).__name__}: {error}"}}
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when the agent is killed."""
-    with contextlib.suppress(Exception):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def child(request: dict[str, Any], answer_fd: int, log_fd: int) -> None:
     """Do the request in the child process and leave; what libraries print goes to the log."""
-    die_with_parent()
+    with contextlib.suppress(Exception):  # when the agent is killed Linux shall kill its child
+        __import__("ctypes").CDLL(None).prctl(1, signal.SIGKILL)
     os.dup2(log_fd, 1)
     os.dup2(log_fd, 2)
     faulthandler.enable()
@@ -574,7 +528,7 @@ def collect(read_fd: int, deadline: float) -> bytes | None:
 def tail_of(log: Any) -> str:
     """Return the end of the child's output."""
     log.seek(0, os.SEEK_END)
-    log.seek(max(0, log.tell() - TAIL_BYTES))
+    log.seek(max(0, log.tell() - 2000))
     text: str = log.read().decode("utf-8", "replace").strip()
     return text
 
@@ -588,7 +542,7 @@ def death(status: int, log: Any) -> dict[str, Any]:
         text = f"the runtime was ended by {name} on the device"
         return {"kind": kind, "message": text, "signal": number, "tail": tail_of(log)}
     text = f"the runtime ended the process with code {os.WEXITSTATUS(status)} on the device"
-    return {"kind": "crash", "message": text, "signal": None, "tail": tail_of(log)}
+    return {"kind": "crash", "message": text, "tail": tail_of(log)}
 
 
 def supervise(request: dict[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,9 @@ def difference(metric: str, value: float) -> str:
 
 def _accuracy_rows(a: Accuracy) -> list[Row]:
     mode = f"{a.mode}, {a.kernels} kernels"
+    if a.metric.startswith("snr"):
+        value = f"{a.quantized:.1f} dB, mean of {a.samples} unlabelled samples"
+        return [Row(label="signal-to-noise, worst output", value=value, mode=mode)]
     unit = " points" if _is_share(a.metric) else ""
     interval = "no interval: too few samples"
     if a.drop_low is not None and a.drop_high is not None:

@@ -34,7 +34,7 @@ class KerasSource:
         path = Path(location)
         import_keras()
         model, findings = load_model(path, trust=declaration.trust)
-        return LoadedKeras(model, declaration, digest=declared.file_digest(path), findings=findings)
+        return LoadedKeras(model, declaration, digest=declared.file_digest(path), findings=findings, location=location)
 
 
 def import_keras() -> Any:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge import codec, isolate
 from edge.errors import ConfigError, ConversionError, SourceError
 from edge.findings import Finding
+from edge.isolate import Progress, no_progress
 from edge.signature import DTYPES, Signature, TensorSpec
 from edge.sources import declared
 from edge.sources.base import Declaration
@@ -33,9 +35,17 @@ class LoadedKeras:
     """
 
     def __init__(
-        self, model: Any, declaration: Declaration, *, digest: str, findings: Sequence[Finding], kind: str = "keras"
+        self,
+        model: Any,
+        declaration: Declaration,
+        *,
+        digest: str,
+        findings: Sequence[Finding],
+        location: str,
+        kind: str = "keras",
     ) -> None:
         self._model = model
+        self._location, self._trust = location, declaration.trust
         self._structure, self._inputs, found = _inputs(model, declaration)
         self.kind, self.digest = kind, digest
         self._keys: list[str] = []  # of the nested outputs, known after tracing
@@ -46,6 +56,20 @@ class LoadedKeras:
         specs = [_output(name, tensor) for name, tensor in zip(names, outputs, strict=True)]
         self.signature: Signature = declared.signature(declaration, self._inputs, _renamed(specs, declaration))
         self._refuse_changes()
+
+    def to_exported(self, path: Path, progress: Progress = no_progress) -> tuple[Finding, ...]:
+        """Write the torch.export carrier, by Keras's torch backend: that needs a process of its own."""
+        request = {
+            "source": self._location,
+            "signature": codec.to_json(self.signature),
+            "path": str(path),
+            "trust": self._trust,
+        }
+        answer = isolate.call(
+            "edge.sources.exported:export_keras", request, workdir=path.parent, name="export_keras", progress=progress
+        )
+        self.tools = {**self.tools, **answer["tools"]}
+        return tuple(codec.from_json(Finding, f) for f in answer["findings"])
 
     def _function(self) -> Any:
         import keras

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,8 +251,10 @@ def _ort_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # onnxruntime's classes are made at import, without a common base of their own
+        # `[ONNXRuntimeError] : 10 : INVALID_GRAPH : Load model from PATH failed:` says nothing that is not known.
+        text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed:)?\s*", "", _first(error))
         raise SourceError(
-            f"{what}: {_first(error)}", hint="Correct the model or export it again; its graph is not valid as it is."
+            f"{what}: {text}", hint="Correct the model or export it again; its graph is not valid as it is."
         ) from error
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from edge.errors import ConversionError
 from edge.sources import onnx_layers, onnx_ops, onnx_resize  # noqa: F401
 from edge.sources.onnx_file import Description, import_onnx, opset_of
-from edge.sources.onnx_node import CONVERTERS, Node, convert
+from edge.sources.onnx_node import CONVERTERS, STACK, Node, convert
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -245,15 +245,12 @@ def _stacked(parts: list[int], walk: _Walk, name: str) -> int:
 
     if all(p in walk.constants for p in parts):
         return walk.know(np.stack([walk.constants[p] for p in parts]))
-    node = Node("Stack", f"{name}/scan", {}, (), (None,) * len(parts), 1, walk.opset)
+    node = Node(STACK, f"{name}/scan", {}, (), (None,) * len(parts), 1, walk.opset)
     result = walk.add(
         torch.stack([walk.tensors[p] for p in parts]), frozenset[str]().union(*(walk.depends[p] for p in parts))
     )
     walk.steps.append(_Step(node, tuple(parts), (result,)))
     return result
-
-
-CONVERTERS["Stack"] = lambda n: __import__("torch").stack(list(n.tensors))
 
 
 def _by_data(proto: Any, name: str, depends: frozenset[str]) -> ConversionError:

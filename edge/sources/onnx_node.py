@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Converter = Callable[["Node"], Any]
 CONVERTERS: dict[str, Converter] = {}
+# Not of ONNX: how the values of a written-out loop's rounds come together.
+STACK = "edgekit.Stack"
 
 
 class UnsupportedError(Exception):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.sources.onnx_node import CONVERTERS, Node, UnsupportedError, converter
+from edge.sources.onnx_node import CONVERTERS, STACK, Node, UnsupportedError, converter
 
 # Up to this many single slices instead of one gather.
 _FEW = 8
@@ -262,6 +262,11 @@ def _transpose(n: Node) -> Any:
 @converter("Concat")
 def _concat(n: Node) -> Any:
     return _torch().cat([t for t in n.tensors if t.numel()] or list(n.tensors), n.attribute("axis"))
+
+
+@converter(STACK)
+def _stack(n: Node) -> Any:
+    return _torch().stack(list(n.tensors))
 
 
 @converter("Split")

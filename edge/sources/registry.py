@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 from edge.errors import SourceError, UsageError
 from edge.sources.base import Declaration, LoadedSource, Source
@@ -37,6 +40,70 @@ _NOT_YET: dict[Content, tuple[str, str]] = {
     "executorch": ("an ExecuTorch program (.pte)", "It is compiled already; give the PyTorch module or its .pt2."),
     "numpy": ("NumPy data, not a model", "Give data with --calibration or --evaluation."),
 }
+
+
+# Of each kind: what it is for a reader, the distributions that read it, the extra that brings them.
+_ABOUT: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "keras": ("Keras .keras, .h5 and .hdf5 with the whole model", ("keras", "tensorflow"), "tensorflow"),
+    "torch": ("PyTorch, Keras or JAX by file.py:factory; PyTorch .pt2", ("torch", "litert-torch"), "torch"),
+    "litert": ("float and float16 .tflite", ("ai-edge-litert",), "litert"),
+    "onnx": ("ONNX .onnx, opset 7 and later", ("onnx", "onnxruntime", "torch", "litert-torch"), "onnx"),
+    "saved-model": ("TensorFlow SavedModel folders", ("tensorflow",), "tensorflow"),
+    "frozen-graph": ("frozen TensorFlow graphs .pb", ("tensorflow",), "tensorflow"),
+    "torchscript": ("TorchScript .pt and .jit", ("torch", "litert-torch"), "torch"),
+    "hugging-face": (
+        "Hugging Face folders (config.json and weights)",
+        ("transformers", "torch", "litert-torch"),
+        "transformers",
+    ),
+}
+# Distributions that a platform has under another name.
+_ALSO = {"tensorflow": ("tensorflow-cpu", "tensorflow-macos", "tensorflow-intel")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of source: what it is, its packages with the installed version (None: missing), their extra."""
+
+    kind: str
+    what: str
+    packages: Mapping[str, str | None]
+    extra: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the kind as JSON-compatible data."""
+        return {"kind": self.kind, "what": self.what, "packages": dict(self.packages), "ready": self.ready}
+
+    @property
+    def ready(self) -> bool:
+        """Whether every package is installed."""
+        return None not in self.packages.values()
+
+
+def kinds() -> tuple[Kind, ...]:
+    """Return the built-in kinds, then those that other packages bring; no framework is imported."""
+    own = [
+        Kind(kind=kind, what=what, packages={p: _version(p) for p in packages}, extra=extra)
+        for kind, (what, packages, extra) in _ABOUT.items()
+    ]
+    found = [
+        Kind(kind=e.name, what=f"by {e.value}", packages=_brought(e), extra="")
+        for e in metadata.entry_points(group=ENTRY_POINT_GROUP)
+    ]
+    return (*own, *found)
+
+
+def _brought(entry: metadata.EntryPoint) -> dict[str, str | None]:
+    return {entry.dist.name: entry.dist.version} if entry.dist else {}
+
+
+def _version(distribution: str) -> str | None:
+    for name in (distribution, *_ALSO.get(distribution, ())):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def names() -> tuple[str, ...]:

@@ -60,6 +60,8 @@ class LoadedTensorFlow:
     have, and ConversionError for a function whose result changes between calls.
     """
 
+    _keys: tuple[str, ...] = ()  # of the outputs, known after tracing
+
     def __init__(
         self, function: Function, declaration: Declaration, *, digest: str, findings: Sequence[Finding], kind: str
     ) -> None:
@@ -68,10 +70,8 @@ class LoadedTensorFlow:
         self._inputs, found = _inputs(function, declaration)
         self.findings: tuple[Finding, ...] = (*findings, *found)
         self.tools: Mapping[str, str] = declared.versions("tensorflow", "tensorflow-cpu", *function.packages)
-        self._keys: tuple[str, ...] = ()  # of the outputs, known after tracing
         self._outputs = self._trace()
-        found_names = declared.unique(_plain(key) for key in self._keys)
-        names = declared.output_names(declaration, found_names)
+        names = declared.output_names(declaration, declared.unique(_plain(key) for key in self._keys))
         specs = [_output(name, tensor) for name, tensor in zip(names, self._outputs, strict=True)]
         self.signature: Signature = declared.signature(declaration, self._inputs, specs)
         self._refuse_changes()

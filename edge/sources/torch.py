@@ -43,7 +43,7 @@ def _from_factory(path: Path, name: str, declaration: Declaration) -> LoadedSour
     made = factory.call(path, name)
     model, example = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
     if type(model).__module__.partition(".")[0] == "keras" or _is_keras(model):
-        return _from_keras(path, model, declaration)
+        return _from_keras(path, name, model, declaration)
     if torch is None or isinstance(model, torch.jit.ScriptModule) or not isinstance(model, torch.nn.Module):
         return _from_function(path, name, (model, example), declaration)
     model.eval()
@@ -85,13 +85,14 @@ def _is_keras(model: Any) -> bool:
     return any(c.__module__.partition(".")[0] == "keras" for c in type(model).__mro__)
 
 
-def _from_keras(path: Path, model: Any, declaration: Declaration) -> LoadedSource:
+def _from_keras(path: Path, name: str, model: Any, declaration: Declaration) -> LoadedSource:
     from edge.sources.keras import import_keras
     from edge.sources.keras_model import LoadedKeras
 
     import_keras()
     weights = {v.path: v.numpy() for v in model.weights}
-    return LoadedKeras(model, declaration, digest=_digest(path.read_bytes(), weights), findings=())
+    location = f"{path}:{name}"
+    return LoadedKeras(model, declaration, digest=_digest(path.read_bytes(), weights), findings=(), location=location)
 
 
 def _digest(text: bytes, weights: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """Remove TRANSPOSE operators that a channel-first source leaves inside of a channel-last program.
 
-Three rewrites of the flatbuffer's graph, each exact in real arithmetic. P is a permutation, x a tensor of shape s:
+Five rewrites of the flatbuffer's graph, each exact in real arithmetic. P is a permutation, x a tensor of shape s:
 1. transpose(transpose(x, P), Q) with P[Q[i]] = i is x.
 2. reduce(transpose(x, P), axes) without kept dimensions is reduce(x, P[axes]), where P keeps the order of the others.
 3. flatten(transpose(x, P)) @ W.T with P[0] = 0 is flatten(x) @ W'.T, the columns of W permuted from the order of
    transpose(x, P) to that of x.
+Rewrites 4 and 5, which bring the TRANSPOSE operators of branches together, stand in edge.sources.transposes_move.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.sources.carrier import prune, replace_tensor
+from edge.sources.transposes_move import behind_concat, behind_reshape, permutation
 from edge.targets.litert import edit
 from edge.targets.litert import flatbuffer as fb
 
@@ -28,20 +30,15 @@ _REDUCTIONS = frozenset({"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD
 def remove_transposes(model: Any) -> int:
     """Apply the rewrites until none fits; return how many TRANSPOSE operators went. Changes the model in place."""
     before = len(model.subgraphs[0].operators)
-    while any(rule(model, fb.graph(model)) for rule in (_cancel, _reduce, _flatten)):
-        pass
+    rules = (_cancel, _reduce, _flatten, behind_reshape, behind_concat)
+    changed = False
+    while any(rule(model, fb.graph(model)) for rule in rules):
+        changed = True
     _drop_dead(model)
     removed = before - len(model.subgraphs[0].operators)
-    if removed:
+    if changed or removed:
         prune(model)
     return removed
-
-
-def permutation(graph: fb.Graph, op: fb.Op | None) -> tuple[int, ...] | None:
-    """Return the constant permutation of a TRANSPOSE, None for another operator."""
-    if op is None or op.name != "TRANSPOSE" or (value := graph.data(op.inputs[1])) is None:
-        return None
-    return tuple(int(v) for v in value.ravel())
 
 
 def _producer(graph: fb.Graph, producers: dict[int, int], tensor: int) -> fb.Op | None:

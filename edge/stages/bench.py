@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _REFINED = frozenset({"litert", "edgetpu"})
 _MOST_CACHED_BYTES = 256 * 2**20
 _LEAST_SAMPLES = 32
-# Models of microseconds can afford more samples, and with them closer bounds.
-_SMALL_BYTES, _SMALL_TIMES = 2**16, 4
+# Small models can afford more samples, and with them closer bounds.
+_SMALL_BYTES, _SMALL_TIMES = 2**18, 4
 
 
 def keep_float(tensor: str) -> Override:

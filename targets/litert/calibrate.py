@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from edge.calibration.quality import Growth
 from edge.calibration.ranges import Estimator, NonFiniteError, Ranges
 from edge.errors import DataError, QuantizationError, SourceError
 from edge.isolate import Progress, no_progress
@@ -24,18 +25,26 @@ def collect(
     Raises DataError for no samples, a sample that does not fit or that holds NaN, QuantizationError where the model
     itself computes NaN or an infinity, naming tensor and sample.
     """
-    watcher = _Watcher(program, estimator, threads)
+    total = _total(samples)
+    growth = Growth(estimator, total or 0)
+    watcher = _Watcher(program, growth, threads)
     count = 0
     for number in range(estimator.passes):
-        estimator.start_pass(number)
+        growth.start_pass(number)
         count = _one_pass(watcher, samples, progress)
     if count == 0:
         raise DataError("The calibration data has no samples.", hint="Give at least a few hundred representative ones.")
-    return Ranges(limits=estimator.limits(), samples=count, estimator=estimator.name)
+    findings = growth.findings() if count == total else ()
+    return Ranges(limits=growth.limits(), samples=count, estimator=estimator.name, findings=findings)
+
+
+def _total(samples: Iterable[Any]) -> int | None:
+    count = len(samples) if isinstance(samples, Sized) else getattr(samples, "count", None)
+    return count if isinstance(count, int) else None
 
 
 def _one_pass(watcher: _Watcher, samples: Iterable[Any], progress: Progress) -> int:
-    total = len(samples) if isinstance(samples, Sized) else getattr(samples, "count", None)
+    total = _total(samples)
     count = 0
     for count, sample in enumerate(samples, start=1):
         try:

@@ -217,7 +217,7 @@ def _attempt(
     edit.drop_unused_buffers(made)
     final = flatbuffer.dump(made)
     sample = next((s.inputs for s in samples or ()), None)
-    tryout.run(final, sample, isolated=recipe.scheme == "int8x16")
+    tryout.run(final, sample, isolated=True)
     return _Attempt(name, final, coverage.of(flatbuffer.load(final), recipe.overrides), mended)
 
 
@@ -256,6 +256,7 @@ def _findings(
             )
         )
     made.extend(_wide_findings(ranges))
+    made.extend(ranges.findings if ranges else ())
     made.extend(_unused_overrides(model, recipe))
     return tuple(made)
 

@@ -500,7 +500,7 @@ inline Result postprocess(const std::vector<Floats>& outputs) {
   const std::size_t rows = outputs[boxes].size() / values;
   const std::size_t width = together ? values - 4 : outputs[scores].size() / std::max<std::size_t>(rows, 1);
   std::size_t count = rows;
-  if constexpr (counts >= 0) count = static_cast<std::size_t>(std::min<double>(rows, std::max(0.0, std::nearbyint(outputs[counts < 0 ? 0 : counts][0]))));
+  if constexpr (counts >= 0) count = static_cast<std::size_t>(std::min<double>(rows, std::max<double>(0, std::nearbyint(outputs[counts < 0 ? 0 : counts][0]))));
   std::vector<detail::Box> found;
   Floats row(width);
   for (std::size_t r = 0; r < count; ++r) {

@@ -28,12 +28,12 @@ public final class @@NAME@@ {
 
     static func resources() throws -> URL {
         #if SWIFT_PACKAGE
-        let bundle: Bundle? = Bundle.module
+        let bundle = Bundle.module
         #else
         let outer = Bundle(for: @@NAME@@.self)
         let bundle = outer.url(forResource: "@@NAME@@", withExtension: "bundle").flatMap { Bundle(url: $0) } ?? outer
         #endif
-        guard let url = bundle?.resourceURL else { throw ModelError("the resources of @@NAME@@ are missing") }
+        guard let url = bundle.resourceURL else { throw ModelError("the resources of @@NAME@@ are missing") }
         let inner = url.appendingPathComponent("Resources")
         return FileManager.default.fileExists(atPath: inner.path) ? inner : url
     }

@@ -1,0 +1,237 @@
+"""Accuracy of int8 programs by technique, against the peers, on networks with labelled test data.
+
+    python benchmarks/accuracy.py                      all networks (needs tensorflow and scikit-learn; minutes)
+    python benchmarks/accuracy.py --only "lstm"        those whose name contains the text
+    python benchmarks/accuracy.py --check              exit 1 where a promise is broken
+    python benchmarks/accuracy.py --models FOLDER      also the shared trained models of that folder
+
+Peers on the same float flatbuffer and the same 300 calibration samples: TFLite's post-training quantizer (the one
+behind TFLiteConverter, min/max) and ai-edge-quantizer with its own calibration. "search" is ours within 1 point,
+integers throughout (the Edge TPU's rules) and with float islands (a CPU's); it chooses on samples that neither
+calibrate nor test. Promises: search on a CPU is never below either peer beyond what the test samples show (the lower
+end of the paired 95 % interval), and where the best peer loses more than 1 point it recovers at least 80 % of that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accuracy_models import BODIES, train, write_data
+
+from edge import codec, isolate
+from edge.calibration import recipe as recipes
+from edge.calibration.data import Dataset
+from edge.calibration.selection import plan
+from edge.measure import statistics
+from edge.signature import Signature
+from edge.sources.base import Declaration
+from edge.targets import registry
+from edge.targets.litert import contract, flatbuffer, prepare, ptq, quantize, session
+
+TECHNIQUES = (
+    "int8",
+    "int8-percentile",
+    "int8-mse",
+    "int8-entropy",
+    "int8-tuned",
+    "int8-corrected",
+    "int8-equalized",
+)
+SHARED = {
+    "point-history": (
+        "keras-hand-gesture/point_history_classifier.tflite",
+        "keras-hand-gesture/point_history_split_rs42.npz",
+    ),
+    "keypoint": ("keras-hand-gesture/keypoint_classifier.tflite", "keras-hand-gesture/keypoint_split_rs42.npz"),
+    "kws dscnn": ("mlperf-kws-dscnn/kws_ref_model_float32.tflite", "data-kws01/kws01_mfcc_int8_1000.npz"),
+    "mnist lstm": ("tflm-mnist-lstm/trained_lstm.tflite", "data-mnist/mnist_t10k_balanced_1000.npz"),
+}
+PREPROCESS = {"kws dscnn": (0.5847029, 83 * 0.5847029), "mnist lstm": (1 / 255, 0.0)}
+BUDGET = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A float flatbuffer with its data: calibration samples, and test inputs with labels."""
+
+    name: str
+    carrier: Path
+    signature: Signature
+    data: Any
+    test: Sequence[Any]
+
+
+def _load(name: str, source: Path, data: Path, folder: Path) -> Case:
+    from edge.signature import Preprocess
+    from edge.sources import registry as sources
+    from edge.sources.base import InputDeclaration
+
+    declared = Declaration(trust=True)
+    if name in PREPROCESS:
+        scale, mean = PREPROCESS[name]
+        declared = Declaration(inputs={"0": InputDeclaration(preprocess=Preprocess(scale=scale, mean=(mean,)))})
+    loaded = sources.detect(str(source)).load(str(source), declared)
+    carrier = folder / f"{name.replace(' ', '-')}.tflite"
+    loaded.to_litert(carrier)
+    chosen = plan(
+        loaded.signature,
+        {"calibration": str(data), "evaluation": None, "calibration_samples": 300, "evaluation_samples": None},
+    )
+    assert chosen.calibration is not None
+    assert chosen.evaluation is not None
+    test = [(dict(s.inputs), int(np.asarray(s.label))) for s in chosen.evaluation.open(loaded.signature)]
+    return Case(name=name, carrier=carrier, signature=loaded.signature, data=chosen, test=test)
+
+
+def _right(program: bytes, test: Sequence[Any]) -> Any:
+    """Return 1 for each test sample that the program classifies right, else 0."""
+    opened = session.LiteRTSession(program, kernels="xnnpack", threads=1)
+    return np.asarray(
+        [float(next(iter(session.run_float(opened, x).values())).argmax() == y) for x, y in test], np.float64
+    )
+
+
+def _canonical(case: Case) -> Any:
+    model = flatbuffer.load(case.carrier)
+    prepare.canonical(model, case.signature)
+    return model
+
+
+def _post_training(case: Case, samples: Dataset) -> bytes:
+    """Return what TFLite's own quantizer makes of min/max ranges."""
+    ready = quantize.calibrated(_canonical(case), recipes.named("int8"), samples)
+    assert ready.ranges is not None
+    return ptq.quantize(ready.program, recipes.named("int8"), ready.ranges, samples)
+
+
+def _edge_quantizer(case: Case, samples: Dataset) -> bytes:
+    """Return what ai-edge-quantizer makes with its own calibration and recipe."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    program = flatbuffer.dump(_canonical(case))
+    made = quantizer.Quantizer(program, recipe.static_wi8_ai8())
+    key = contract.DEFAULT_KEY
+    statistics_ = made.calibrate({key: [dict(s.inputs) for s in samples]})
+    return bytes(made.quantize(statistics_).quantized_model)
+
+
+def _ours(case: Case, samples: Dataset, name: str) -> bytes:
+    return quantize.quantize(_canonical(case), recipes.named(name), samples).program
+
+
+def _search(case: Case, target: str, folder: Path) -> tuple[bytes, dict[str, Any]]:
+    chosen = registry.target(target)
+    work = folder / f"search-{case.name.replace(' ', '-')}-{target}"
+    work.mkdir()
+    answer = isolate.call(
+        "edge.stages.searching:search",
+        {
+            "carrier": str(case.carrier),
+            "signature": codec.to_json(case.signature),
+            "recipe": codec.to_json(recipes.named("int8", io=chosen.io)),
+            "target": codec.to_json(chosen),
+            "runtime": chosen.runtimes[0],
+            "calibration": codec.to_json(case.data.calibration),
+            "evaluation": codec.to_json(case.data.evaluation),
+            "metric": None,
+            "max_drop": BUDGET,
+            "kernels": "xnnpack",
+            "workdir": str(work),
+            "cache": None,
+        },
+        workdir=work,
+    )
+    recipe = codec.from_json(recipes.Recipe, answer["recipe"])
+    samples = case.data.calibration.open(case.signature)
+    return quantize.quantize(_canonical(case), recipe, samples).program, answer["details"]
+
+
+def _attempt(make: Callable[[], bytes], test: Sequence[Any]) -> Any:
+    try:
+        return _right(make(), test)
+    except Exception as error:  # a peer may refuse a network, which is its result
+        print(f"    failed: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
+        return None
+
+
+def run(case: Case, folder: Path) -> list[str]:
+    """Print one network's table; return the promises that it breaks."""
+    samples = case.data.calibration.open(case.signature)
+    scores: dict[str, Any] = {"float": _right(flatbuffer.dump(_canonical(case)), case.test)}
+    scores["TFLite post-training"] = _attempt(lambda: _post_training(case, samples), case.test)
+    scores["ai-edge-quantizer"] = _attempt(lambda: _edge_quantizer(case, samples), case.test)
+    for name in TECHNIQUES:
+        scores[f"ours {name}"] = _attempt(lambda name=name: _ours(case, samples, name), case.test)  # type: ignore[misc]
+    found = {}
+    for target in ("coral", "linux"):
+        started = time.perf_counter()
+        program, details = _search(case, target, folder)
+        scores[f"ours search, {target}"] = _right(program, case.test)
+        found[target] = (
+            f"{details['chosen']} ({details['forward_passes']:g} passes, {time.perf_counter() - started:.0f} s)"
+        )
+    print(f"\n{case.name}: {len(case.test)} test samples")
+    for name, right in scores.items():
+        text = (
+            "failed"
+            if right is None
+            else f"{100 * right.mean():6.2f}  {100 * (right.mean() - scores['float'].mean()):+6.2f}"
+        )
+        print(f"  {name:26} {text}  {found.get(name.rpartition(' ')[2], '') if 'search' in name else ''}")
+    sys.stdout.flush()
+    return _broken(case.name, scores)
+
+
+def _broken(name: str, scores: dict[str, Any]) -> list[str]:
+    peers = {k: scores[k] for k in ("TFLite post-training", "ai-edge-quantizer") if scores[k] is not None}
+    ours, exact = scores["ours search, linux"], scores["float"].mean()
+    broken = []
+    for peer, right in peers.items():
+        difference = statistics.paired_difference(right, ours)
+        if difference.low is not None and difference.low > 0:
+            broken.append(f"{name}: the search is {100 * difference.drop:.2f} points below {peer}")
+    best = max((r.mean() for r in peers.values()), default=exact)
+    if exact - best > 0.01 and ours.mean() - best < 0.8 * (exact - best):
+        broken.append(
+            f"{name}: the best peer loses {100 * (exact - best):.2f} points, "
+            f"the search {100 * (exact - ours.mean()):.2f}"
+        )
+    return broken
+
+
+def cases(folder: Path, models: Path | None, only: str) -> Any:
+    """Yield the networks whose name contains `only`; those of the suite are trained first."""
+    data = write_data(folder)
+    for name in BODIES:
+        if only in name:
+            yield _load(name, train(name, data, folder), data, folder)
+    for name, (model, samples) in (SHARED if models else {}).items():
+        if only in name and models:
+            yield _load(name, models / model, models / samples, folder)
+
+
+def main() -> int:
+    """Run the suite."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--models", type=Path, help="folder of the shared trained models")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a promise is broken")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        broken = [
+            line for case in cases(Path(folder), options.models, options.only) for line in run(case, Path(folder))
+        ]
+    print("\n" + ("\n".join(broken) if broken else "Every promise holds."))
+    return 1 if broken and options.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
