@@ -149,6 +149,11 @@ class Artifact:
         return self.path / record.path if record else None
 
     @property
+    def golden(self) -> Path | None:
+        """The golden vectors as arrays; ExecuTorch's artifacts hold them as a BundledProgram too."""
+        return next((self.path / f.path for f in self.manifest.files if f.path == "golden.npz"), None)
+
+    @property
     def program(self) -> Path:
         """The program that the runtime loads."""
         found = self.manifest.file("program")

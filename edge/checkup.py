@@ -55,7 +55,7 @@ def place_of(opened: Artifact, target: Target, request: Request) -> Place:
         )
     kind, _, name = request.device.partition(":")
     if kind != "coral":
-        raise DeviceError(f"Device {request.device!r} is unknown; accepted: local, coral, coral:usb:0, coral:pci:0.")
+        raise DeviceError(f"Device {request.device!r} is unknown; accepted: coral, coral:usb:0, coral:pci:0.")
     compiled = opened.file("compiled")
     if compiled is None:
         raise ArtifactError(
@@ -74,13 +74,15 @@ def check(path: Path, request: Request, progress: Progress = isolate.no_progress
     opened = artifacts.read(path)
     manifest = opened.manifest
     target = _target_of(manifest)
+    if request.device != "local" and not request.device.startswith("coral"):
+        return _on_board(opened, target, request, progress)
     place = place_of(opened, target, request)
     with working_folder() as work:
         progress("checking golden vectors" + (" and accuracy" if request.evaluation else ""), None)
         answer = _check(opened, place, request, work, progress)
         latency = manifest.metrics.latency
         if request.latency_profile != "none":
-            golden = opened.file("golden")
+            golden = opened.golden
             latency = time_program(
                 manifest.runtime, place.program, place.timed_kernels, place.mode, golden, request.latency_profile, work,
                 progress,
@@ -88,9 +90,32 @@ def check(path: Path, request: Request, progress: Progress = isolate.no_progress
     return _checked(opened, answer, latency, place.mode, request.budgets, target)
 
 
+def _on_board(opened: Artifact, target: Target, request: Request, progress: Progress) -> Artifact:
+    """Check on an emulated or attached board, through the agent."""
+    runtime = opened.manifest.runtime
+    with working_folder() as work:
+        record = isolate.call(
+            "edge.devices.check:check_stage",
+            {
+                "artifact": str(opened.path),
+                "device": request.device,
+                "evaluation": request.evaluation,
+                "metric": request.metric,
+                "kernels": request.kernels or timed_kernels(runtime),
+                "profile": request.latency_profile,
+            },
+            workdir=work,
+            name="device",
+            progress=progress,
+        )
+    checked = _checked(opened, record, record["latency"], record["mode"], request.budgets, target)
+    board = {key: record[key] for key in ("device", "facts", "golden", "instructions", "memory")}
+    return replace(checked, manifest=replace(checked.manifest, details={**checked.manifest.details, "board": board}))
+
+
 def _check(opened: Artifact, place: Place, request: Request, work: Path, progress: Progress) -> dict[str, Any]:
     manifest = opened.manifest
-    carrier, golden, accuracy = opened.file("carrier"), opened.file("golden"), manifest.metrics.accuracy
+    carrier, golden, accuracy = opened.file("carrier"), opened.golden, manifest.metrics.accuracy
     return isolate.call(
         "edge.stages.checking:check_artifact",
         {
@@ -174,7 +199,7 @@ def _checked(
     metrics = replace(
         m.metrics,
         accuracy=codec.from_json(artifacts.Accuracy, {**accuracy, "mode": mode}) if accuracy else m.metrics.accuracy,
-        parity=tuple(codec.from_json(artifacts.OutputParity, p) for p in answer["parity"]) or m.metrics.parity,
+        parity=tuple(codec.from_json(artifacts.OutputParity, p) for p in answer["parity"] or ()) or m.metrics.parity,
         latency=latency,
     )
     findings = tuple(codec.from_json(Finding, f) for f in answer["findings"])

@@ -72,7 +72,7 @@ def resolve_steps(project: Project) -> tuple[Step, ...]:
         except ConfigError as error:
             problems.append(error.message)
             continue
-        steps += _step(project, target, problems)
+        steps += _steps_of(project, target, problems)
     if any(s.recipe.needs_calibration for s in steps) and project.calibration is None:
         problems.append("calibration: the recipe needs representative samples (--calibration DATA)")
     if problems:
@@ -82,22 +82,29 @@ def resolve_steps(project: Project) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _step(project: Project, target: Target, problems: list[str]) -> list[Step]:
-    runtime = project.runtime or target.runtimes[0]
-    if runtime not in target.runtimes:
-        accepted = ", ".join(target.runtimes)
-        problems.append(f"runtime: {runtime!r} does not serve target {target.name}; accepted: {accepted}")
+def _steps_of(project: Project, target: Target, problems: list[str]) -> list[Step]:
+    """Return one step per runtime that was asked for and serves the target; without a wish the target's first."""
+    served = [runtime for runtime in project.runtimes or target.runtimes[:1] if runtime in target.runtimes]
+    if not served:
+        wanted, accepted = ", ".join(project.runtimes), ", ".join(target.runtimes)
+        problems.append(f"runtime: {wanted!r} does not serve target {target.name}; accepted: {accepted}")
         return []
-    # Options of the project (--multiple-subgraphs, --min-delegated) win over the target's own, table by table.
-    target = replace(target, options=registry.merged(target.options, project.options))
     recipe = project.recipe_for(target.recipe, target.io)
     if recipe.name not in target.recipes:
         accepted = ", ".join(target.recipes)
         problems.append(f"recipe: target {target.name} does not run {recipe.name}; accepted: {accepted}")
         return []
+    # Options of the project (--multiple-subgraphs, --min-delegated) win over the target's own, table by table.
+    ready = replace(target, options=registry.merged(target.options, project.options))
+    return [
+        Step(target=ready, runtime=runtime, recipe=recipe, destination=_destination(project, target, runtime))
+        for runtime in served
+    ]
+
+
+def _destination(project: Project, target: Target, runtime: str) -> Path:
     suffix = f"-{runtime}" if runtime != target.runtimes[0] else ""
-    destination = project.output / f"{project.name}-{target.name}{suffix}"
-    return [Step(target=target, runtime=runtime, recipe=recipe, destination=destination)]
+    return project.output / f"{project.name}-{target.name}{suffix}"
 
 
 def build(project: Project, progress: Progress = isolate.no_progress) -> list[Artifact]:
@@ -344,9 +351,10 @@ def _lay_out(folder: Path, imported: Imported, built: Built) -> dict[str, artifa
     carrier = f"float{imported.carrier.suffix}"
     roles[carrier] = "carrier"
     shutil.copyfile(imported.carrier, folder / carrier)
-    if (golden := built.folder / "golden.npz").is_file():
-        shutil.copyfile(golden, folder / "golden.npz")
-        roles["golden.npz"] = "golden"
+    for name in ("golden.npz", "model.bpte"):
+        if (golden := built.folder / name).is_file():
+            shutil.copyfile(golden, folder / name)
+            roles[name] = "golden"
     for extra in built.program.extra_files:
         shutil.copyfile(extra, folder / extra.name)
         roles[extra.name] = role_of(extra)

@@ -53,7 +53,7 @@ class Project:
     recipe: str | None = None
     io: InputOutput | None = None
     overrides: tuple[Override, ...] = ()
-    runtime: str | None = None
+    runtimes: tuple[str, ...] = ()
     declaration: Declaration = field(default_factory=Declaration)
     layout: Literal["keep", "channel-last"] | None = None
     budgets: Budgets = field(default_factory=Budgets)
@@ -204,6 +204,7 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
         max_size_bytes=c.take("max_size", parse_size, get("max_size")),
     )
     targets = c.take("targets", _strings, get("targets")) or ()
+    runtimes = c.take("runtime", _strings, get("runtime")) or ()
     c.raise_if_any(what)
     return Project(
         source=source,
@@ -212,7 +213,7 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
         calibration=get("calibration"),
         evaluation=get("evaluation"),
         metric=get("metric"),
-        runtime=get("runtime"),
+        runtimes=runtimes,
         declaration=declaration,
         budgets=budgets,
         output=Path(get("output") or DEFAULT_OUTPUT),

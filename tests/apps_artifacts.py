@@ -66,7 +66,7 @@ def write(
     suffix: str = ".tflite",
     **other: Any,
 ) -> Path:
-    """Write an artifact whose golden vectors LiteRT computes from normal samples (uint8 images where it takes those)."""
+    """Write an artifact whose golden vectors LiteRT computes from normal samples or noise images."""
     rng = np.random.default_rng(1)
     session = LiteRTSession(program, kernels="xnnpack", threads=1)
     vectors: list[Any] = []

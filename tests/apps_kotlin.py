@@ -75,7 +75,15 @@ def required() -> None:
 
 def compile_kotlin(sources: list[Path], target: Path, classpath: list[Path]) -> str:
     """Compile to a folder of classes; return what the compiler said, warnings included; fail on errors."""
-    command = ["java", "-Xmx1g", "-cp", os.pathsep.join(map(str, jars())), "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
+    command = [
+        "java",
+        "-Xmx2g",
+        "-XX:+UseSerialGC",
+        "-XX:TieredStopAtLevel=1",
+        "-cp",
+        os.pathsep.join(map(str, jars())),
+        "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler",
+    ]
     command += ["-no-stdlib", "-no-reflect", "-jvm-target", "17", "-nowarn", "-d", str(target)]
     command += ["-cp", os.pathsep.join(map(str, [stdlib(), *classpath])), *map(str, sources)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)

@@ -20,7 +20,7 @@ from edge.apps.bundle import ExportOptions
 from edge.apps.contract import Contract
 from edge.apps.export import export
 from edge.apps.pins import Platform
-from edge.signature import Preprocess
+from edge.signature import Fit, Preprocess, Resize
 from tests import apps_artifacts
 
 REPO = Path(__file__).resolve().parents[1]
@@ -40,7 +40,13 @@ def _run_python(folder: Path, code: str | None = None) -> subprocess.CompletedPr
     command = ["-m", _module(folder)] if code is None else ["-c", code]
     environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
     return subprocess.run(
-        [sys.executable, "-P", *command], check=False, capture_output=True, text=True, env=environment, cwd=folder, timeout=120
+        [sys.executable, "-P", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        timeout=120,
     )
 
 
@@ -82,7 +88,9 @@ def test_python_project_builds_a_wheel_that_holds_the_model(tmp_path: Path) -> N
         timeout=120,
     )
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert {f"{p}" for p in ("model.tflite", "model_contract.json", "golden.bin")} <= {n.rpartition("/")[2] for n in names}
+    assert {f"{p}" for p in ("model.tflite", "model_contract.json", "golden.bin")} <= {
+        n.rpartition("/")[2] for n in names
+    }
 
 
 def test_tampered_model_fails_the_digest_check(tmp_path: Path) -> None:
@@ -133,7 +141,11 @@ def _build(folder: Path, source: Path | None = None) -> Path:
     source = source or folder / "test" / "golden_test.cpp"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{folder / 'include'}"]
     done = subprocess.run(
-        ["g++", *flags, str(source), "-o", str(folder / "check"), "-ldl"], check=False, capture_output=True, text=True, timeout=120
+        ["g++", *flags, str(source), "-o", str(folder / "check"), "-ldl"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return folder / "check"
@@ -172,7 +184,11 @@ def test_cpp_says_when_the_library_is_missing(tmp_path: Path) -> None:
     _export(apps_artifacts.keywords(tmp_path / "a"), tmp_path / "out", "cpp")
     program = _build(tmp_path / "out")
     done = subprocess.run(
-        [str(program), str(tmp_path / "out" / "data")], check=False, capture_output=True, text=True, env={"LITERT_LIB": "/nowhere.so"}
+        [str(program), str(tmp_path / "out" / "data")],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"LITERT_LIB": "/nowhere.so"},
     )
     assert done.returncode == 1
     assert "libLiteRt.so cannot be loaded: /nowhere.so" in done.stderr
@@ -193,8 +209,8 @@ def test_nasty_names_mean_the_same_in_cpp(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-RESIZES = ("nearest", "bilinear", "area", "antialias")
-FITS = ("stretch", "crop", "letterbox")
+RESIZES: tuple[Resize, ...] = ("nearest", "bilinear", "area", "antialias")
+FITS: tuple[Fit, ...] = ("stretch", "crop", "letterbox")
 
 
 def test_cpp_preprocessing_is_exact_for_every_kernel_fit_and_size(tmp_path: Path) -> None:
@@ -205,7 +221,9 @@ def test_cpp_preprocessing_is_exact_for_every_kernel_fit_and_size(tmp_path: Path
     program, wanted = None, 0
     for resize in RESIZES:
         for fit in FITS:
-            pre = Preprocess(resize=resize, fit=fit, pad_value=7, scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))  # type: ignore[arg-type]
+            pre = Preprocess(
+                resize=resize, fit=fit, pad_value=7, scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+            )
             folder = tmp_path / f"{resize}-{fit}"
             made = _export(apps_artifacts.classifier(folder / "a", pre=pre), folder / "out", "cpp")
             entries = golden.image_entries(made.inputs, images)
@@ -241,7 +259,8 @@ int main(int, char** arguments) {
   int equal = 0, count = 0;
   for (; golden.count("image/" + std::to_string(count)); ++count) {
     const auto& raw = golden.at("image/" + std::to_string(count));
-    const m::Pixels image{static_cast<int>(number(raw, 0)), static_cast<int>(number(raw, 4)), static_cast<int>(number(raw, 8)), m::Bytes(raw.begin() + 12, raw.end())};
+    const auto size = [&](int at) { return static_cast<int>(number(raw, at)); };
+    const m::Pixels image{size(0), size(4), size(8), m::Bytes(raw.begin() + 12, raw.end())};
     equal += m::encode(image, spec) == golden.at("image/" + std::to_string(count) + "/0");
   }
   std::printf("%d equal\\n", equal);

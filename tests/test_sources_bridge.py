@@ -22,7 +22,7 @@ def results(path: Path, *inputs: Any) -> list[Any]:
     """Run an exported carrier."""
     program = torch.export.load(str(path)).module()
     found = program(*[torch.from_numpy(i) for i in inputs])
-    return [t.numpy() for t in (found if isinstance(found, (tuple, list)) else (found,))]
+    return [t.detach().numpy() for t in (found if isinstance(found, (tuple, list)) else (found,))]
 
 
 def test_onnx_is_exported_channel_first(tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ _MOST_BYTES = 1 << 31
 class LibraryAlignment:
     """One native library: `alignment` is the smallest p_align of its loadable segments, in bytes.
 
-    `packed` says how an APK stores it: `aligned` (uncompressed on a 16 KB boundary), `unaligned`, or `compressed` (which
-    is extracted at installation, and always so in an AAR).
+    `packed` says how the archive stores it: `aligned` (uncompressed on a 16 KB boundary), `unaligned`, or `compressed`.
     """
 
     path: str
@@ -110,8 +109,8 @@ def assemble(
 ) -> None:
     """Write an AAR of compiled classes (the bytes of a classes.jar) and assets; models are stored uncompressed.
 
-    Stored entries begin at a multiple of 4 bytes, so that a build that keeps them can map them. Raises ConfigError for a
-    package that is none, OutputError where the file cannot be written.
+    Stored entries begin at a multiple of 4 bytes, so that a build that keeps them can map them. Raises ConfigError for
+    a package that is none, OutputError where the file cannot be written.
     """
     if not _PACKAGE.fullmatch(package):
         raise ConfigError(f"The package is {package[:80]!r}; accepted: words joined by dots.")

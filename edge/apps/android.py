@@ -77,11 +77,12 @@ def files(bundle: Bundle) -> dict[str, bytes]:
 
 def _check_dtypes(bundle: Bundle) -> None:
     contract = bundle.contract
-    refused = _REFUSED[contract.runtime.name]
+    runtime = contract.runtime.name
+    refused = _REFUSED[runtime]
     for spec in (*contract.inputs, *contract.outputs):
         if spec.dtype in refused:
             raise ConfigError(
-                f"The tensor {spec.name[:60]!r} is {spec.dtype}, which the Android API of {contract.runtime.name} cannot pass.",
+                f"The tensor {spec.name[:60]!r} is {spec.dtype}, which the Android API of {runtime} cannot pass.",
                 hint="Build it with --io float32, or take --runtime tflite.",
             )
 

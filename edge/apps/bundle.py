@@ -58,7 +58,7 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
     name = naming.class_name(options.name, manifest.name)
     runtime, pin = choose_runtime(options.platform, options.runtime, manifest.runtime)
     inputs, outputs = contracts.tensors(manifest, "inputs"), contracts.tensors(manifest, "outputs")
-    path = artifact.file("golden")
+    path = artifact.golden
     if path is None:
         raise ArtifactError(
             f"{artifact.path} has no golden vectors, without which an app cannot be checked.",
@@ -75,7 +75,7 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
         artifact=manifest.name,
         target=manifest.target,
         recipe=manifest.recipe_name,
-        model=_model_record(artifact.program, model),
+        model=_model_record(model),
         runtime=_need(runtime, pin, manifest.tools, manifest.details.get("operator_versions", {})),
         inputs=inputs,
         outputs=outputs,
@@ -133,7 +133,8 @@ def _labels(path: Path | None, found: tuple[str, ...]) -> tuple[str, ...]:
     if path is None:
         return found
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        # Not splitlines: a label may hold one of the other characters that it takes for ends of lines.
+        return tuple(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as a text of one label per line: {error}.") from error
 
@@ -147,7 +148,7 @@ def _model_files(program: Path) -> dict[str, bytes]:
     return {f"model.mlpackage/{p.relative_to(package).as_posix()}": p.read_bytes() for p in files}
 
 
-def _model_record(program: Path, model: Mapping[str, bytes]) -> ModelFile:
+def _model_record(model: Mapping[str, bytes]) -> ModelFile:
     size = sum(map(len, model.values()))
     first = next(iter(model))
     if "/" not in first:

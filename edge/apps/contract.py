@@ -33,7 +33,7 @@ class ModelFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeNeed:
-    """The runtime that the app takes: `package` is pinned to `version`; `minimum` is the oldest that knows all operators.
+    """The runtime that the app takes: `package` is pinned to `version`; `minimum` is the oldest that will do.
 
     `tested` is the version that the artifact was checked with, empty where the runtime does not run on the host.
     """
@@ -136,11 +136,11 @@ def tensors(manifest: Manifest, side: Literal["inputs", "outputs"]) -> tuple[Ten
     specs: tuple[TensorSpec, ...] = getattr(manifest.signature, side)
     source = {t.name: t.dtype for t in getattr(manifest.source_signature, side)}
     names = naming.identifiers((t.name for t in specs), side.removesuffix("s"))
-    made = []
-    for spec, identifier in zip(specs, names, strict=True):
-        pre = manifest.signature.preprocess_of(spec.name) if side == "inputs" else Preprocess()
-        made.append(_tensor(spec, identifier, source.get(spec.name, spec.dtype), pre))
-    return tuple(made)
+    pre = {t.name: manifest.signature.preprocess_of(t.name) for t in manifest.signature.inputs if side == "inputs"}
+    return tuple(
+        _tensor(spec, identifier, source.get(spec.name, spec.dtype), pre.get(spec.name, Preprocess()))
+        for spec, identifier in zip(specs, names, strict=True)
+    )
 
 
 def _tensor(spec: TensorSpec, identifier: str, sample_dtype: str, pre: Preprocess) -> TensorContract:
@@ -181,28 +181,28 @@ def _takes_images(spec: TensorSpec, shape: tuple[int, ...], pre: Preprocess) -> 
 
 def latency_rows(manifest: Manifest) -> tuple[LatencyRow, ...]:
     """Return the latencies of a manifest that have a median."""
-    found = []
-    for row in (manifest.metrics.latency, manifest.metrics.predicted_latency):
-        if row and isinstance(median := row.get("median_ms"), int | float):
-            found.append(
-                LatencyRow(
-                    mode=str(row.get("mode", "")),
-                    median_ms=float(median),
-                    median_low_ms=row.get("median_low_ms"),
-                    median_high_ms=row.get("median_high_ms"),
-                    samples=row.get("samples"),
-                    kernels=str(row.get("kernels", "")),
-                    threads=row.get("threads"),
-                    verdict=str(row.get("verdict", "")),
-                )
-            )
-    return tuple(found)
+    rows = (manifest.metrics.latency, manifest.metrics.predicted_latency)
+    return tuple(_latency(row) for row in rows if row and isinstance(row.get("median_ms"), int | float))
+
+
+def _latency(row: Mapping[str, Any]) -> LatencyRow:
+    return LatencyRow(
+        mode=str(row.get("mode", "")),
+        median_ms=float(row["median_ms"]),
+        median_low_ms=row.get("median_low_ms"),
+        median_high_ms=row.get("median_high_ms"),
+        samples=row.get("samples"),
+        kernels=str(row.get("kernels", "")),
+        threads=row.get("threads"),
+        verdict=str(row.get("verdict", "")),
+    )
 
 
 def needed_tflite(operator_versions: Mapping[str, Any]) -> str:
     """Return the first TensorFlow Lite version that knows all operators in their versions, 2.5.0 at least.
 
-    Operators and versions that are older, or unknown to the table (from the project's own versioning code), count as 2.5.0.
+    Operators and versions that are older, or unknown to the table (from TensorFlow Lite's versioning code), count as
+    2.5.0.
     """
     table: dict[str, dict[str, str]] = json.loads(
         Path(__file__).with_name("operator_versions.json").read_text(encoding="utf-8")

@@ -52,7 +52,7 @@ def tensor(spec: TensorContract, syntax: Syntax) -> str:
         ("zeroPoint", str(found.zero_point[0] if found else 0)),
         ("resize", syntax.enum("Resize", pre.resize)),
         ("fit", syntax.enum("Fit", pre.fit)),
-        ("padValue", str(int(pre.pad_value))),
+        ("padValue", str(int(min(max(pre.pad_value, 0), 255)))),
         ("colour", syntax.enum("Colour", pre.colour)),
         ("identity", syntax.boolean(pre.is_identity)),
         ("factor", syntax.single(single(pre.scale))),

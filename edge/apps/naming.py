@@ -11,29 +11,40 @@ from collections.abc import Iterable
 
 from edge.errors import ConfigError
 
-_KEYWORDS = frozenset(keyword.kwlist) | frozenset(
-    # Kotlin, Java, Swift, C++ and TypeScript, where they are not Python's.
-    "abstract any as auto bool boolean byte case catch char const data default defer delete do double else enum"
-    " export extends extension extern false final fileprivate float for fun func function goto guard if implements"
-    " import in init inline inout int interface internal is let long mutable namespace native new nil null object"
-    " open operator override package private protected protocol public register repeat require return self set short"
-    " signed sizeof static struct super switch template this throw throws true try typealias typedef typeof union"
-    " unsigned using val var virtual void volatile when where while yield string number symbol type".split()
-)
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Keywords of Kotlin, Java, Swift, C++ and TypeScript, and names that no namespace may have.
+_OTHER_KEYWORDS = _set("""
+    abstract actual alignas any arguments as asm auto await bitand bitor bool boolean byte case catch char
+    companion compl concept const consteval constexpr crossinline data debugger decltype default defer delete do
+    double else enum eval expect explicit export extends extension extern false fileprivate final float for
+    friend fun func function goto guard if implements import in init inline inout int interface internal is let
+    long main mutable namespace native new nil noexcept noinline null nullptr number object open operator
+    override package private protected protocol public register reified repeat require requires return self set
+    short signed sizeof static string struct super suspend switch symbol tailrec template this throw throws true
+    try type typealias typedef typename typeof undefined union unsigned using val var vararg virtual void
+    volatile when where while xor yield
+""")
+_KEYWORDS = frozenset(keyword.kwlist) | _OTHER_KEYWORDS
 # Names that the generated classes use themselves.
-_LOCAL = frozenset(
-    "application bitmap close confined contract decode encode engine executor finish flat handles init inputs labels model"
-    " outputs pixels place postprocess predict process raws reals resize result run stored tensor threads values".split()
-)
+_LOCAL = _set("""
+    application bitmap close confined contract decode encode engine executor finish flat handles init inputs
+    labels model outputs pixels place postprocess predict process raws reals resize result run stored tensor
+    threads values
+""")
 # Names that the generated code uses beside the class of the model.
-_TAKEN = frozenset(
-    "Activation Any Array ArtifactError Bytes CONTRACT Colour DATA DataError Fit Floats GoldenCheck Images Layout LiteRT"
-    " MainActivity Mapping MissingPackageError NDArray Path Post Quantization Resize Taps ModelEngine Accelerator Thread XCTest"
-    " Bitmap Bool Boolean Byte ByteArray ByteBuffer Char Class Classification Context Contract DType Data Detection"
-    " Double Engine Error File Float Foundation Function Golden GoldenTest GoldenTests Int Interpreter Iterable List Long"
-    " Map Mask Math Module Number Object Optional Options Pixels Placement Post Postprocess Preprocess Promise Result Set"
-    " Short String Tensor TensorSpec Tensors Type Unit Void".split()
-)
+_TAKEN = _set("""
+    Accelerator Activation Any Array ArtifactError Bitmap Bool Boolean Box Bundle Byte ByteArray ByteBuffer
+    Bytes CONTRACT Char Class Classification Colour Context Contract DATA DType Data DataError Detail Detection
+    Double Engine Error File Fit Float Floats Foundation Function Golden GoldenCheck GoldenTest GoldenTests
+    Images Int Interpreter Iterable Layout Library List LiteRT Long MainActivity Map Mapping Mask Math
+    MissingPackageError ModelEngine Module NDArray Number Numbers Object Optional Options Owned Path Pixels
+    Placement Post Postprocess Preprocess Promise Quantization Resize Result Session Set Short String Taps
+    Tensor TensorSpec Tensors Thread Type Unit Void XCTest
+""")
 _CLASS = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 _PACKAGE = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
@@ -66,7 +77,7 @@ def _is_taken(name: str) -> bool:
         name in _TAKEN
         or module in _KEYWORDS
         or module in sys.stdlib_module_names
-        or module in ("numpy", "sample", "std")
+        or module in ("numpy", "sample", "std", "detail")
     )
 
 

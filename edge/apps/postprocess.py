@@ -5,8 +5,9 @@ order written here and rounded to float32 once at the end, so that other languag
 
 1. Activation: softmax exp(x - max) / sum, left to right; sigmoid 1 / (1 + exp(-x)).
 2. Classification: the `top_k` largest scores, best first; of equal scores the lower index first.
-3. Detection: boxes to (top, left, bottom, right) in shares of the input; the best class of each box from `first_class` on; scores at or above
-   `score_threshold`; greedy suppression per class of boxes whose intersection over union is above `iou_threshold`.
+3. Detection: boxes to (top, left, bottom, right) in shares of the input; the best class of each box from `first_class`
+   on; scores at or above `score_threshold`; greedy suppression per class of boxes whose intersection over union is
+   above `iou_threshold`.
 4. Segmentation: per pixel the class of the largest score, of equal scores the lower one; one channel: score >= 0.5.
 5. Embedding: x / sqrt(sum of x * x), left to right; zeros stay zeros.
 """

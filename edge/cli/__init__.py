@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import typer
 
@@ -16,7 +16,22 @@ def application() -> typer.Typer:
     """Return the typer application with all commands."""
     import typer
 
-    from edge.cli import build, check, compile_, demo, devices, doctor, init, inspect, targets
+    from edge.cli import (
+        build,
+        check,
+        compare,
+        compile_,
+        demo,
+        devices,
+        diagnose,
+        doctor,
+        emulator,
+        export,
+        init,
+        inspect,
+        sources,
+        targets,
+    )
 
     app = typer.Typer(
         name="edgekit",
@@ -29,19 +44,25 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for module in (build, check, inspect, compile_, targets, devices, doctor, init, demo):
+    modules = (build, check, compare, inspect, diagnose, compile_, export)
+    for module in (*modules, targets, sources, devices, emulator, doctor, init, demo):
         module.register(app)
-    app.callback(invoke_without_command=True)(_root)
+    app.callback(invoke_without_command=True)(_root(typer.Option(False, "--version", help="Print the version.")))
     return app
 
 
-def _root(version: bool = False) -> None:
-    """Take a trained model to an edge device and prove that it works there."""
-    if version:
-        from importlib.metadata import version as version_of
+def _root(option: Any) -> Callable[..., None]:
+    def root(version: bool = option) -> None:
+        """Take a trained model to an edge device and prove that it works there."""
+        if version:
+            from importlib.metadata import version as version_of
 
-        sys.stdout.write(f"edgekit {version_of('edgekit')}\n")
-        raise SystemExit(0)
+            sys.stdout.write(f"edgekit {version_of('edgekit')}\n")
+            raise SystemExit(0)
+
+    # typer reads annotations, which are texts here: it must find the type in the function's own names.
+    root.__annotations__["version"] = bool
+    return root
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

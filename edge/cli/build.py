@@ -61,7 +61,9 @@ def build(
     keep_float: Annotated[
         list[str] | None, typer.Option(help="Operator type, or tensor:REGEX, that stays float; may be repeated.")
     ] = None,
-    runtime: Annotated[str | None, typer.Option(help="Another runtime of the target than its first.")] = None,
+    runtime: Annotated[
+        list[str] | None, typer.Option(help="Another runtime of the target than its first; may be repeated.")
+    ] = None,
     calibration_samples: Annotated[
         int | None, typer.Option(help="How many samples calibrate (default 300, evenly spread).")
     ] = None,

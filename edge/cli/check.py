@@ -21,7 +21,12 @@ def register(app: typer.Typer) -> None:
 def check(
     artifact: options.ArtifactPath,
     evaluation: options.Evaluation = None,
-    device: Annotated[str, typer.Option(help="Where to run: local, coral, coral:usb:0, coral:pci:0.")] = "local",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Where to run: local, coral, emulator:rpi4, ssh://pi@host, adb:SERIAL, or a name of devices.toml."
+        ),
+    ] = "local",
     kernels: Annotated[
         str | None, typer.Option(help="reference, builtin or xnnpack; default: what the target uses.")
     ] = None,

@@ -15,7 +15,8 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "export",
-        epilog="Example:\n\n  edgekit export edgekit-build/mnist-android --platform android --package com.example.digits -o app",
+        epilog="Example:\n\n"
+        "  edgekit export edgekit-build/digits-rpi4 --platform android --package com.example.digits -o app",
     )(export)
 
 

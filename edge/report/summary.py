@@ -80,6 +80,26 @@ def _latency_rows(latency: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def _board_rows(board: Mapping[str, Any] | None) -> list[Row]:
+    if not board:
+        return []
+    facts = board.get("facts") or {}
+    rows = [
+        Row(label="checked on", value=f"{board['device']}: {facts.get('model') or facts.get('machine') or 'unknown'}")
+    ]
+    counted = (board.get("instructions") or {}).get("total")
+    if counted:
+        rows.append(Row(label="instructions per inference", value=f"{counted:,}", mode="emulated, exact"))
+    return rows
+
+
+def _delegation_rows(delegation: Mapping[str, Any] | None) -> list[Row]:
+    if not delegation:
+        return []
+    value = f"{delegation['delegated_share']:.1%} of the operators in {delegation['subgraphs']} subgraph(s)"
+    return [Row(label="delegated", value=value)]
+
+
 def _validity(latency: Mapping[str, Any]) -> str:
     why = "; ".join(latency.get("reasons") or ())
     said = str(latency["verdict"]).replace("_", " ")
@@ -147,10 +167,12 @@ def rows(manifest: Manifest) -> list[Row]:
         for p in metrics.parity
     ]
     found += _placement_rows(manifest.details)
+    found += _delegation_rows(manifest.details.get("delegation"))
     if metrics.predicted_latency:
         found += _predicted_rows(metrics.predicted_latency)
     if metrics.latency:
         found += _latency_rows(metrics.latency)
+    found += _board_rows(manifest.details.get("board"))
     if program:
         of = f" (float {size(carrier.bytes)})" if carrier else ""
         found.append(Row(label="size", value=size(program.bytes) + of))

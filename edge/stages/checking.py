@@ -108,6 +108,11 @@ def check_programs(request: dict[str, Any], progress: Progress) -> dict[str, Any
     for subject, wanted in zip(subjects, request["programs"], strict=True):
         write_golden(Path(wanted["golden"]), subject.golden)
         summary = _summary(floats, carrier, subject, wanted["kernels"], carrier_findings)
+        if wanted["runtime"] == "executorch" and not getattr(subject.session, "not_run", ()):
+            from edge.targets.executorch import bundle
+
+            vectors = [(fed, stored) for fed, stored, _ in subject.golden]
+            bundle.write_bundled(Path(wanted["path"]), vectors, Path(wanted["golden"]).with_name("model.bpte"))
         if wanted["runtime"] == "edgetpu":
             progress("disturbing the rounding as the Edge TPU may", None)
             summary["rounding"] = rounding.sensitivity(Path(wanted["path"]), samples, reference, make, run_real)

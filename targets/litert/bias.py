@@ -55,7 +55,7 @@ def correct(
     measured with the layers before it corrected already. Every fourth sample is held out to judge by.
     """
     layers = _layers(flatbuffer.load(source), flatbuffer.load(program))
-    inputs = probe.spread_inputs(samples, min(_MOST, max(_LEAST, _RUNS // max(1, len(layers)))) + _HELD_OUT)
+    inputs = probe.spread_inputs(samples, min(_MOST, max(_LEAST, _RUNS // max(1, len(layers)))) * 4 // 3)
     if not layers or len(inputs) < 2:
         return None
     held = inputs[::4][:_HELD_OUT]

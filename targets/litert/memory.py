@@ -27,6 +27,11 @@ def is_remembering() -> bool:
     return _kept is not None
 
 
+def knows(key: Any, samples: Any) -> bool:
+    """Tell whether `recall` would not call its `make`."""
+    return _kept is not None and (key, id(samples)) in _kept
+
+
 def recall(key: Any, samples: Any, make: Callable[[], T]) -> T:
     """Return what `make` gave before for an equal key and the very same samples object, else call it."""
     if _kept is None:

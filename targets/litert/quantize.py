@@ -129,16 +129,27 @@ def _ranges(
     if recipe.equalize:
         progress("equalizing channels", None)
         refined["channels_equalized"] = equalize.apply(model, recipe, samples, threads=threads)
-    refined["calibration_passes"] = int(recipe.equalize) + estimators.for_recipe(recipe).passes
     program = flatbuffer.dump(model)
+    known = recipe.estimator != "moving-average" and memory.knows(("histograms", program), samples)
+    refined["calibration_passes"] = int(recipe.equalize) + int(not known)
     ranges = fixed.apply(model, _estimated(program, recipe, samples, threads, progress), recipe)
     if recipe.tune_ranges:
-        key = (program, ranges.estimator, tuple(ranges.limits.items()), recipe.scheme, recipe.granularity)
-        tuned = memory.recall(key, samples, lambda: tune.tune(program, ranges, recipe, samples, progress))
-        ranges = tuned.ranges if tuned else ranges
-        refined["tuned_ranges"] = tuned.to_json() if tuned else None
+        ranges, refined["tuned_ranges"] = _tuned(program, ranges, recipe, samples, progress)
     repair.lift_dead_channels(model, ranges, 32767 if recipe.scheme == "int8x16" else 255)
     return ranges, refined
+
+
+def _tuned(
+    program: bytes, ranges: Ranges, recipe: Recipe, samples: Iterable[Any], progress: Progress
+) -> tuple[Ranges, dict[str, Any] | None]:
+    weights = (recipe.scheme, recipe.granularity, recipe.per_tensor_operators)
+    key = (program, tuple(ranges.limits.items()), weights)
+    known = memory.knows(key, samples)
+    tuned = memory.recall(key, samples, lambda: tune.tune(program, ranges, recipe, samples, progress))
+    if tuned is None:
+        return ranges, None
+    # What is remembered costs no run.
+    return tuned.ranges, {**tuned.to_json(), "runs": 0 if known else tuned.runs}
 
 
 def _estimated(program: bytes, recipe: Recipe, samples: Iterable[Any], threads: int, progress: Progress) -> Ranges:
