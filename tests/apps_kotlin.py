@@ -35,7 +35,20 @@ def _downloaded() -> list[Path]:
         temporary = _CACHE.with_name(f"{_CACHE.name}.{os.getpid()}")
         temporary.mkdir(parents=True)
         try:
-            command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(temporary)]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--retries",
+                "1",
+                "--timeout",
+                "15",
+                "-q",
+                "-d",
+                str(temporary),
+            ]
             done = subprocess.run(
                 [*command, f"kotlin-jupyter-kernel=={VERSION}"], check=False, capture_output=True, timeout=300
             )

@@ -139,7 +139,7 @@ def _build(folder: Path, source: Path | None = None) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     source = source or folder / "test" / "golden_test.cpp"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{folder / 'include'}"]
+    flags = ["-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", f"-I{folder / 'include'}"]
     done = subprocess.run(
         ["g++", *flags, str(source), "-o", str(folder / "check"), "-ldl"],
         check=False,

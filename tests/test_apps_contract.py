@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -281,6 +282,23 @@ def test_softmax_is_added_only_to_logits(tmp_path: Path) -> None:
     assert _export(shares, tmp_path / "2").postprocess.activation == "none"
     given_text = _export(shares, tmp_path / "3", postprocess="activation=softmax,top_k=2").postprocess
     assert (given_text.activation, given_text.top_k) == ("softmax", 2)
+
+
+@pytest.mark.parametrize(("metric", "task"), [("top1", "classification"), ("miou", "segmentation"), ("mae", "other")])
+def test_task_is_told_by_the_metric_where_it_is_not_declared(tmp_path: Path, metric: str, task: str) -> None:
+    """A .tflite file states no task; that it was checked by top-1 says that it classifies."""
+    from dataclasses import replace
+
+    from edge import artifact as artifacts
+    from edge.artifact import Accuracy, Metrics
+
+    manifest = artifacts.read(apps_artifacts.two_inputs(tmp_path)).manifest
+    assert tasks.task_of(manifest) == "other"
+    numbers: dict[str, Any] = dict.fromkeys(("float", "carrier", "quantized", "drop"), 0.0)
+    accuracy = Accuracy(
+        metric=metric, drop_low=None, drop_high=None, samples=1, mode="emulated", kernels="xnnpack", **numbers
+    )
+    assert tasks.task_of(replace(manifest, metrics=Metrics(accuracy=accuracy))) == task
 
 
 def test_postprocess_option_lists_every_problem(tmp_path: Path) -> None:

@@ -161,6 +161,19 @@ def test_json_fits_the_published_schemas(inputs: Path, tmp_path: Path) -> None:
         assert [o["index"] for o in line["operators"]] == list(range(len(line["operators"])))
 
 
+def test_with_an_edgekit_toml_no_argument_is_needed(inputs: Path, tmp_path: Path) -> None:
+    """`edgekit init` writes a file with the model's real tensors; with it `edgekit build` needs no argument."""
+    assert edgekit("init", str(inputs / "net.tflite"), "-t", "rpi4", "-q", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "edgekit.toml").read_text()
+    assert "[model.inputs.x]" in text
+    assert 'outputs = ["y"]' in text
+    data = json.dumps(str(inputs / "data.npz"))
+    (tmp_path / "edgekit.toml").write_text(text.replace("[data]\n", f"[data]\ncalibration = {data}\n"))
+    done = edgekit("build", "-q", "--latency", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert artifact.read(tmp_path / "edgekit-build" / "net-rpi4").manifest.verdict == "pass"
+
+
 @pytest.mark.parametrize("recipe", ["float32", "float16", "dynamic", "weight-only", "weight-only-4", "int8", "int8x16"])
 def test_every_recipe_builds_and_keeps_the_answers(inputs: Path, tmp_path: Path, recipe: str) -> None:
     """Each recipe gives a program that follows the float source on the evaluation samples."""

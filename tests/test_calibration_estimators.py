@@ -213,8 +213,5 @@ def test_recipe_names_that_mean_nothing_are_refused(name: str) -> None:
 def test_wide_activations_have_more_levels() -> None:
     """With 65535 steps, cutting off costs more than it brings: int16 keeps more of a tail than int8."""
     values = np.random.default_rng(0).laplace(size=50_000).astype(np.float32)
-    narrow, wide = (
-        ranges.rule_for(Recipe(scheme=s, estimator="mse"))(_histogram(values))
-        for s in ("int8", "int8x16")
-    )
+    narrow, wide = (ranges.rule_for(Recipe(scheme=s, estimator="mse"))(_histogram(values)) for s in ("int8", "int8x16"))
     assert narrow[1] < wide[1]

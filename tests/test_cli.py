@@ -12,7 +12,21 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("build", "check", "inspect", "compile", "targets", "devices", "doctor", "init", "demo")
+COMMANDS = (
+    "build",
+    "check",
+    "compare",
+    "inspect",
+    "diagnose",
+    "compile",
+    "export",
+    "targets",
+    "sources",
+    "devices",
+    "doctor",
+    "init",
+    "demo",
+)
 HEAVY = ("numpy", "tensorflow", "torch", "keras", "pydantic", "rich", "PIL", "ai_edge_litert", "executorch")
 
 

@@ -66,7 +66,7 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
         )
     vectors = read_golden(path)
     reals = {t.name: golden.real(vectors["out"][t.name], t) for t in outputs if t.name in vectors["out"]}
-    post = tasks.resolve(manifest.signature.task, tasks.parse(options.postprocess, outputs), inputs, outputs, reals)
+    post = tasks.resolve(tasks.task_of(manifest), tasks.parse(options.postprocess, outputs), inputs, outputs, reals)
     data = golden.pack(golden.entries(vectors, inputs, outputs, post))
     model = _model_files(artifact.program)
     made = Contract(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge.apps.contract import TensorContract
 from edge.apps.postprocess import Activation, BoxFormat, Kind, Postprocess
+from edge.artifact import Manifest
 from edge.errors import ConfigError
 from edge.signature import Task
 
@@ -75,6 +76,24 @@ def _number(text: str, kind: type) -> Any:
     if not math.isfinite(number) or number < 0:
         raise ValueError("a number of at least 0")
     return number
+
+
+# A model that does not state its task tells it by the metric that it was checked with.
+_METRICS: Mapping[str, Task] = {
+    "top1": "classification",
+    "top5": "classification",
+    "miou": "segmentation",
+    "ap50": "detection",
+    "ap50-95": "detection",
+}
+
+
+def task_of(manifest: Manifest) -> Task:
+    """Return the task of an artifact: the declared one, else that of the metric it was checked with."""
+    accuracy = manifest.metrics.accuracy
+    if manifest.signature.task != "other" or accuracy is None:
+        return manifest.signature.task
+    return _METRICS.get(accuracy.metric, "other")
 
 
 def resolve(

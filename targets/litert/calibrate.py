@@ -64,7 +64,11 @@ class _Watcher:
         graph = flatbuffer.graph(model)
         self._estimator = estimator
         self._names = {t: name for name, t in contract.contract_of(model).inputs.items()}
-        self._session = session.LiteRTSession(program, kernels="xnnpack", threads=threads, preserve=True)
+        # XNNPACK gives outputs that nothing reads (parts of a SPLIT) no memory; quantizers want their ranges too.
+        read = {*graph.outputs, *graph.consumers()}
+        unread = any(t not in read for op in graph.ops for t in op.outputs)
+        kernels = "builtin" if unread else "xnnpack"
+        self._session = session.LiteRTSession(program, kernels=kernels, threads=threads, preserve=True)
         watched = {*graph.inputs, *(t for op in graph.ops for t in op.outputs)}
         self._tensors = [
             (index, graph.tensors[index].name)

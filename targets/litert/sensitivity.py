@@ -109,7 +109,7 @@ def _worst(
 
 def _saturation(program: bytes, ranges: Ranges, inputs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the share of each tensor's values outside of its range."""
-    opened = session.LiteRTSession(program, kernels="xnnpack", threads=1, preserve=True)
+    opened = session.LiteRTSession(program, kernels="builtin", threads=1, preserve=True)
     tensors = [t for t in flatbuffer.graph(flatbuffer.load(program)).tensors if t.name in ranges]
     outside = {t.name: [0, 0] for t in tensors}
     for values in inputs:

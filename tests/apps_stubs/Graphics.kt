@@ -8,10 +8,10 @@ class Bitmap {
     val width: Int get() = throw NotImplementedError()
     val height: Int get() = throw NotImplementedError()
     val config: Config? get() = throw NotImplementedError()
-    fun copy(config: Config, isMutable: Boolean): Bitmap = throw NotImplementedError()
+    fun copy(config: Config, isMutable: Boolean): Bitmap? = throw NotImplementedError()
     fun getPixels(pixels: IntArray, offset: Int, stride: Int, x: Int, y: Int, width: Int, height: Int): Unit = throw NotImplementedError()
 }
 
 object BitmapFactory {
-    @JvmStatic fun decodeStream(stream: InputStream?): Bitmap = throw NotImplementedError()
+    @JvmStatic fun decodeStream(stream: InputStream?): Bitmap? = throw NotImplementedError()
 }

@@ -64,7 +64,8 @@ class MainActivity : ComponentActivity() {
     private fun predict(uri: Uri, show: (String) -> Unit) {
         thread {
             val text = runCatching {
-                val bitmap = contentResolver.openInputStream(uri).use { BitmapFactory.decodeStream(it) }
+                val decoded = contentResolver.openInputStream(uri).use { BitmapFactory.decodeStream(it) }
+                val bitmap = requireNotNull(decoded) { "this is no image" }
                 val start = System.nanoTime()
                 val result = model.predict(bitmap)
                 "%.1f ms\n%s".format((System.nanoTime() - start) / 1e6, @@SHOWN@@)

@@ -101,7 +101,8 @@ class @@NAME@@(context: Context, threads: Int = 2) : Closeable {
     companion object {
         /** The RGB pixels of a bitmap of any configuration. */
         fun pixels(bitmap: Bitmap): Pixels {
-            val plain = if (bitmap.config == Bitmap.Config.ARGB_8888) bitmap else bitmap.copy(Bitmap.Config.ARGB_8888, false)
+            val copy = if (bitmap.config == Bitmap.Config.ARGB_8888) bitmap else bitmap.copy(Bitmap.Config.ARGB_8888, false)
+            val plain = requireNotNull(copy) { "the bitmap cannot be copied" }
             val argb = IntArray(plain.width * plain.height)
             plain.getPixels(argb, 0, plain.width, 0, 0, plain.width, plain.height)
             return Pixels.fromArgb(argb, plain.height, plain.width)
