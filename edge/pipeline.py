@@ -23,6 +23,9 @@ from edge.signature import Signature
 from edge.targets import registry
 from edge.targets.base import Carrier, Inspection, Mode, Program, Target
 
+# Runtimes whose int8 recipes a search can refine.
+_SEARCHED = ("litert", "edgetpu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -90,7 +93,7 @@ def _steps_of(project: Project, target: Target, problems: list[str]) -> list[Ste
         problems.append(f"runtime: {wanted!r} does not serve target {target.name}; accepted: {accepted}")
         return []
     recipe = project.recipe_for(target.recipe, target.io)
-    if recipe.name not in target.recipes:
+    if recipe.kind not in target.recipes:
         accepted = ", ".join(target.recipes)
         problems.append(f"recipe: target {target.name} does not run {recipe.name}; accepted: {accepted}")
         return []
@@ -197,6 +200,11 @@ def import_source(project: Project, carrier: Carrier, work: Path, progress: Prog
 def build_program(project: Project, step: Step, imported: Imported, work: Path, progress: Progress) -> Built:
     """Quantize, lower and inspect the program of one step."""
     folder = Path(tempfile.mkdtemp(prefix="program-", dir=work))
+    found: Mapping[str, Any] = {}
+    if project.search and step.recipe.kind == "int8" and step.runtime in _SEARCHED:
+        found = search(project, step, imported, folder, progress)
+        target = replace(step.target, options=registry.merged(step.target.options, found["options"]))
+        step = replace(step, recipe=codec.from_json(Recipe, found["recipe"]), target=target)
     progress(f"building for {step.target.name}: {step.recipe.name} by {step.runtime}", None)
     answer = isolate.call(
         "edge.stages.building:build_program",
@@ -215,10 +223,44 @@ def build_program(project: Project, step: Step, imported: Imported, work: Path, 
         progress=progress,
         timeout_s=project.timeout_s,
     )
+    program = codec.from_json(Program, answer["program"])
+    if found:
+        findings = tuple(codec.from_json(Finding, f) for f in found["findings"])
+        program = replace(
+            program,
+            findings=(*program.findings, *findings),
+            details={**program.details, "search": found["details"]},
+        )
     return Built(
-        program=codec.from_json(Program, answer["program"]),
+        program=program,
         inspection=codec.from_json(Inspection, answer["inspection"]),
         folder=folder,
+    )
+
+
+def search(project: Project, step: Step, imported: Imported, folder: Path, progress: Progress) -> Mapping[str, Any]:
+    """Look for the cheapest refinement of int8 that keeps the accuracy budget."""
+    progress("searching for a recipe within the accuracy budget", None)
+    return isolate.call(
+        "edge.stages.searching:search",
+        {
+            "carrier": str(imported.carrier),
+            "signature": codec.to_json(imported.signature),
+            "recipe": codec.to_json(step.recipe),
+            "target": codec.to_json(step.target),
+            "runtime": step.runtime,
+            "calibration": imported.calibration,
+            "evaluation": imported.evaluation,
+            "metric": project.metric,
+            "max_drop": project.budgets.max_drop,
+            "kernels": kernels_of(step.target, step.runtime),
+            "workdir": str(folder),
+            "cache": None,
+        },
+        workdir=folder,
+        name="search",
+        progress=progress,
+        timeout_s=project.timeout_s,
     )
 
 
@@ -403,8 +445,8 @@ def _manifest(project: Project, step: Step, imported: Imported, built: Built) ->
         name=project.name,
         target=step.target.name,
         runtime=step.runtime,
-        recipe=codec.to_json(step.recipe),
-        recipe_name=step.recipe.name,
+        recipe=codec.to_json(built.program.recipe),
+        recipe_name=built.program.recipe.name,
         quantizer=built.program.quantizer,
         source=artifacts.SourceRecord(name=_base_name(project.source), kind=imported.kind, digest=imported.digest),
         calibration=_record(imported.calibration_record) if step.recipe.needs_calibration else None,

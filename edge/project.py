@@ -17,6 +17,7 @@ from edge.sources.base import Declaration, InputDeclaration
 FILE = "edgekit.toml"
 DEFAULT_OUTPUT = "edgekit-build"
 DEFAULT_CALIBRATION_SAMPLES = 300
+AUTO = "auto"
 INPUT_KEYS = ("shape", "dtype", "layout", "preprocess")
 
 
@@ -51,6 +52,7 @@ class Project:
     evaluation_samples: int | None = None
     metric: str | None = None
     recipe: str | None = None
+    search: bool = False
     io: InputOutput | None = None
     overrides: tuple[Override, ...] = ()
     runtimes: tuple[str, ...] = ()
@@ -189,7 +191,8 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
     options = {
         "calibration_samples": c.take("calibration_samples", _positive, get("calibration_samples")),
         "evaluation_samples": c.take("evaluation_samples", _positive, get("evaluation_samples")),
-        "recipe": c.take("recipe", lambda v: recipes.named(v).name, get("recipe")),
+        "recipe": c.take("recipe", _recipe_name, get("recipe")),
+        "search": get("recipe") == AUTO or None,
         "io": c.take("io", _one_of("int8", "uint8", "float32"), get("io")),
         "overrides": c.take("keep_float", _overrides, get("keep_float")),
         "timeout_s": c.take("timeout_s", _positive_number, get("timeout_s")),
@@ -226,6 +229,11 @@ def default_name(source: str) -> str:
     path, _, attribute = source.rpartition(":")
     base = attribute if path.endswith(".py") else Path(source).stem
     return "".join(ch if ch.isalnum() or ch in "-_." else "_" for ch in base).strip("._") or "model"
+
+
+def _recipe_name(value: Any) -> str | None:
+    """`auto` means the target's own recipe, refined by a search within the accuracy budget."""
+    return None if value == AUTO else recipes.named(value).name
 
 
 def _positive(value: Any) -> int:

@@ -46,7 +46,10 @@ def build(
     evaluation: options.Evaluation = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="float32, float16, dynamic, dynamic-4, weight-only, weight-only-4, int8, int8x16."),
+        typer.Option(
+            help="float32, float16, dynamic, dynamic-4, weight-only, weight-only-4, int8, int8x16; refined: "
+            "int8-mse-tuned-equalized-corrected; or auto: search within the accuracy budget."
+        ),
     ] = None,
     io: Annotated[str | None, typer.Option(help="dtype at the ends of an int8 program: int8, uint8, float32.")] = None,
     max_drop: Annotated[str | None, typer.Option(help="Budget: loss of the metric, such as 1%.")] = None,

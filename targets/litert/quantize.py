@@ -228,7 +228,7 @@ def _attempt(
     edit.drop_unused_buffers(made)
     final = flatbuffer.dump(made)
     sample = next((s.inputs for s in samples or ()), None)
-    tryout.run(final, sample, isolated=True)
+    tryout.run(final, sample, isolated=recipe.scheme == "int8x16")
     return _Attempt(name, final, coverage.of(flatbuffer.load(final), recipe.overrides), mended)
 
 
