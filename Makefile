@@ -20,8 +20,8 @@ unit: $(READY)
 	$(BIN)/python -m pytest -m "not frameworks"
 
 lint: $(READY)
-	$(BIN)/ruff check edge targets calibration tests benchmarks examples
-	$(BIN)/ruff format --check edge targets calibration tests benchmarks examples
+	$(BIN)/ruff check edge targets calibration tests benchmarks tools
+	$(BIN)/ruff format --check edge targets calibration tests benchmarks tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -1,6 +1,6 @@
 """What the start of `edgekit --help` costs over bare Python: medians of interleaved runs.
 
-    python benchmarks/startup.py [--runs 21]
+python benchmarks/startup.py [--runs 21]
 """
 
 from __future__ import annotations
