@@ -4,7 +4,8 @@
 
 Both take a Keras MobileNetV2 (0.35, 96 px, random weights) and 200 samples to an int8 program. The bare script
 exports, converts, calibrates with exact ranges and quantizes; it neither verifies nor evaluates. edgekit does all of
-its checks on the same samples. The fixed start-up is the difference of both on a network of one layer. Wall times of the fastest run.
+its checks on the same samples. The fixed start-up is the difference of both on a network of one layer. Wall times of
+the fastest run.
 """
 
 from __future__ import annotations

@@ -21,6 +21,12 @@ _PACKAGES = (
     ("keras", "3.15", (3, 10), "tensorflow", False),
     ("torch", "2.13", (2, 9), "torch", False),
     ("litert-torch", "0.10", (0, 9), "torch", False),
+    ("executorch", "1.5", (1, 5), "executorch", False),
+    ("coremltools", "9", (9, 0), "coreml", False),
+    ("onnx", "1.23", (1, 16), "onnx", False),
+    ("onnxruntime", "1.31", (1, 18), "onnx", False),
+    ("jax", "0.10", (0, 4, 30), "jax", False),
+    ("transformers", "5.23", (4, 56), "transformers", False),
 )
 _ALIASES = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos")}
 _LEAST_DISK_BYTES = 2 * 10**9

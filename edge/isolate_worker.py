@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from edge import errors
 from edge.isolate import _PROGRESS_FD_VARIABLE, Progress, no_progress
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _progress() -> Progress:
@@ -55,8 +58,17 @@ def _limit_resources(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent is gone, however it went: a stage may have started it in turn."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main(stage: str, asked: str, answered: str, memory_bytes: str) -> int:
     """Run `stage` on the request file and write the answer file, whole or not at all."""
+    _die_with_parent()
     _limit_resources(int(memory_bytes))
     progress = _progress()
     module, _, function = stage.partition(":")

@@ -18,7 +18,7 @@ FILE = "edgekit.toml"
 DEFAULT_OUTPUT = "edgekit-build"
 DEFAULT_CALIBRATION_SAMPLES = 300
 AUTO = "auto"
-INPUT_KEYS = ("shape", "dtype", "layout", "preprocess")
+INPUT_KEYS = ("shape", "dtype", "layout", "preprocess", "value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Project:
 
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "trust"),
+    "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "trust", "signature"),
     "data": ("calibration", "evaluation", "calibration_samples", "evaluation_samples", "metric"),
     "build": ("targets", "recipe", "io", "runtime", "output", "keep_float", "timeout_s", "latency", "options"),
     "budgets": ("max_drop", "max_latency", "max_size"),
@@ -290,6 +290,8 @@ def _declaration(settings: Mapping[str, Any], c: _Collector) -> Declaration:
         inputs[name] = _input(name, table, c)
     for name, shape in (settings.get("shapes") or {}).items():
         inputs[name] = replace(inputs.get(name, InputDeclaration()), shape=shape)
+    for name, value in (settings.get("values") or {}).items():
+        inputs[name] = replace(inputs.get(name, InputDeclaration()), value=value)
     for name, pre in (settings.get("preprocess") or {}).items():
         inputs[name] = replace(inputs.get(name, InputDeclaration()), preprocess=pre)
     return Declaration(
@@ -301,6 +303,7 @@ def _declaration(settings: Mapping[str, Any], c: _Collector) -> Declaration:
         or "other",
         labels=c.take("labels", _labels, settings.get("labels")) or (),
         trust=bool(settings.get("trust", False)),
+        signature=str(settings.get("signature") or ""),
     )
 
 
@@ -324,6 +327,7 @@ def _input(name: str, table: Mapping[str, Any], c: _Collector) -> InputDeclarati
         dtype=c.take(f"{where}.dtype", str, table.get("dtype")),
         layout=c.take(f"{where}.layout", _one_of("NHWC", "NCHW", "NLC", "NCL", "other"), table.get("layout")),
         preprocess=c.take(f"{where}.preprocess", preprocess, table.get("preprocess")),
+        value=c.take(f"{where}.value", float, table.get("value")),
     )
 
 

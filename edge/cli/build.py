@@ -60,6 +60,10 @@ def build(
     ] = None,
     preprocess: options.Preprocess = None,
     shape: options.Shape = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="An input that becomes a constant, such as sr=16000.")
+    ] = None,
+    signature: Annotated[str | None, typer.Option(help="Which of a model's several signatures.")] = None,
     layout: Annotated[str | None, typer.Option(help="channel-last (default) or keep.")] = None,
     keep_float: Annotated[
         list[str] | None, typer.Option(help="Operator type, or tensor:REGEX, that stays float; may be repeated.")
@@ -103,6 +107,8 @@ def build(
         "metric": metric,
         "preprocess": options.preprocessing(preprocess) or None,
         "shapes": options.shapes(shape) or None,
+        "values": options.values(set_) or None,
+        "signature": signature,
         "layout": layout,
         "keep_float": keep_float,
         "runtime": runtime,

@@ -28,6 +28,20 @@ Shape = Annotated[
 ]
 
 
+def values(texts: list[str] | None) -> dict[str, float]:
+    """Return constant values by input name; raise ConfigError."""
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise ConfigError(f"--set {text!r}; accepted: INPUT=NUMBER, such as sr=16000")
+    return found
+
+
 def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
     """Return shapes by input name; raise ConfigError."""
     from edge.project import parse_shape
