@@ -48,6 +48,7 @@ class Recipe:
     scheme: Scheme = "int8"
     io: InputOutput = "int8"
     output_io: InputOutput | None = None
+    split_outputs: bool = False
     weight_bits: Literal[4, 8] = 8
     granularity: Granularity = "channel"
     estimator: Estimator = "minmax"

@@ -56,6 +56,7 @@ class Project:
     io: InputOutput | None = None
     overrides: tuple[Override, ...] = ()
     runtimes: tuple[str, ...] = ()
+    split_outputs: bool = False
     declaration: Declaration = field(default_factory=Declaration)
     layout: Literal["keep", "channel-last"] | None = None
     budgets: Budgets = field(default_factory=Budgets)
@@ -67,13 +68,24 @@ class Project:
     def recipe_for(self, default: str, io: InputOutput) -> Recipe:
         """Return the recipe of one target: the project's, else the target's default."""
         chosen = recipes.named(self.recipe or default, io=self.io or io)
-        return replace(chosen, overrides=self.overrides)
+        return replace(chosen, overrides=self.overrides, split_outputs=self.split_outputs)
 
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "trust", "signature"),
     "data": ("calibration", "evaluation", "calibration_samples", "evaluation_samples", "metric"),
-    "build": ("targets", "recipe", "io", "runtime", "output", "keep_float", "timeout_s", "latency", "options"),
+    "build": (
+        "targets",
+        "recipe",
+        "io",
+        "runtime",
+        "output",
+        "keep_float",
+        "split_outputs",
+        "timeout_s",
+        "latency",
+        "options",
+    ),
     "budgets": ("max_drop", "max_latency", "max_size"),
 }
 
@@ -199,6 +211,7 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
         "latency_profile": c.take("latency", _one_of("none", "smoke", "quick", "standard"), get("latency")),
         "options": c.take("options", dict, get("options")),
         "layout": c.take("layout", _one_of("keep", "channel-last"), get("layout")),
+        "split_outputs": c.take("split_outputs", lambda v: _one_of("auto", "never")(v) == "auto", get("split_outputs")),
     }
     declaration = _declaration(settings, c)
     budgets = Budgets(

@@ -68,6 +68,9 @@ def build(
     keep_float: Annotated[
         list[str] | None, typer.Option(help="Operator type, or tensor:REGEX, that stays float; may be repeated.")
     ] = None,
+    split_outputs: Annotated[
+        str | None, typer.Option(help="auto: branches of very different size (boxes, scores) get scales of their own.")
+    ] = None,
     runtime: Annotated[
         list[str] | None, typer.Option(help="Another runtime of the target than its first; may be repeated.")
     ] = None,
@@ -111,6 +114,7 @@ def build(
         "signature": signature,
         "layout": layout,
         "keep_float": keep_float,
+        "split_outputs": split_outputs,
         "runtime": runtime,
         "calibration_samples": calibration_samples,
         "evaluation_samples": evaluation_samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from edge.targets.litert import (
     equalize,
     fixed,
     flatbuffer,
+    heads,
     memory,
     prepare,
     ptq,
@@ -74,7 +75,20 @@ def quantize(
     ready = calibrated(model, recipe, samples, threads=threads, progress=progress)
     program, ranges, magnitude, refined = ready.program, ready.ranges, ready.mask_magnitude, dict(ready.details)
     progress("quantizing", None)
+    factor = heads.FACTOR_TO_SPLIT if recipe.split_outputs else heads.FACTOR_AT_OUTPUT
+    clashes = heads.find_clashes(program, ranges, at_output=factor) if ranges is not None else ()
+    joints = [f.op for f in clashes if f.severity == "error" and f.op]
+    if recipe.split_outputs and joints:
+        refined["split_outputs"] = joints
+        whole = _best(program, recipe, ranges, samples)[0].program
+        recipe, full_integer = heads.split_recipe(program, recipe, joints), False
     best, failures = _best(program, recipe, ranges, samples)
+    if "split_outputs" in refined and samples is not None:
+        refined["split_gain"] = {
+            "mode": "emulated",
+            "snr_db_joined": heads.signal_to_noise_db(program, whole, samples),
+            "snr_db_split": heads.signal_to_noise_db(program, best.program, samples),
+        }
     _refuse_unchanged(best, recipe, failures)
     if full_integer and recipe.scheme == "int8":
         _refuse_float(best.coverage)
@@ -88,9 +102,34 @@ def quantize(
         quantizer=best.quantizer,
         coverage=best.coverage,
         ranges=ranges,
-        findings=(*_restored_findings(ready.restored), *_findings(model, recipe, best, ranges, magnitude)),
+        findings=(
+            *_clash_findings(clashes, refined),
+            *_restored_findings(ready.restored),
+            *_findings(model, recipe, best, ranges, magnitude),
+        ),
         details={**_details(best, failures, ranges, magnitude), **refined},
     )
+
+
+def _clash_findings(clashes: Iterable[Finding], refined: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what joins branches of different size; a clash that was split is only a note with what it gained."""
+    split, gain = (
+        refined.get("split_outputs", ()),
+        refined.get("split_gain") or {"snr_db_joined": 0.0, "snr_db_split": 0.0},
+    )
+    for clash in clashes:
+        if clash.op not in split:
+            fix = f"{clash.fix} Or build with --split-outputs auto."
+            yield replace(clash, severity="warning", fix=fix if clash.severity == "error" else clash.fix)
+            continue
+        yield Finding(
+            rule="OUTPUTS_SPLIT",
+            severity="info",
+            op=clash.op,
+            message="The branches have scales of their own and are joined in float: "
+            f"{gain['snr_db_joined']:.1f} dB became {gain['snr_db_split']:.1f} dB against the float model "
+            "(emulated, on calibration samples; the worst column).",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
