@@ -22,7 +22,17 @@ def compile_(
     search_delegate: Annotated[
         bool, typer.Option("--search-delegate", help="Let the compiler retry with fewer operators (-d).")
     ] = False,
-    num_segments: Annotated[int, typer.Option(help="Split for a pipeline of several Edge TPUs.", min=1)] = 1,
+    delegate_search_step: Annotated[int, typer.Option(help="Operators fewer at each retry (-k).", min=1)] = 1,
+    num_segments: Annotated[int, typer.Option(help="Split for a pipeline of several Edge TPUs (-n).", min=1)] = 1,
+    min_runtime_version: Annotated[
+        int | None, typer.Option(help="Oldest runtime that must run it, 10 to 14 (-m).")
+    ] = None,
+    intermediate_tensors: Annotated[
+        list[str] | None, typer.Option(help="Cut here: what follows stays on the CPU (-i); may be repeated.")
+    ] = None,
+    multiple_subgraphs: Annotated[
+        bool, typer.Option("--multiple-subgraphs", help="Keep every mapped subgraph (-a).")
+    ] = False,
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -36,7 +46,15 @@ def compile_(
     try:
         done = checkup.compile_artifact(
             Path(artifact),
-            {"timeout_s": timeout, "search_delegate": search_delegate, "num_segments": num_segments},
+            {
+                "timeout_s": timeout,
+                "search_delegate": search_delegate,
+                "delegate_search_step": delegate_search_step,
+                "num_segments": num_segments,
+                "intermediate_tensors": intermediate_tensors or (),
+                **({"min_runtime_version": min_runtime_version} if min_runtime_version else {}),
+                **({"multiple_subgraphs": True} if multiple_subgraphs else {}),
+            },
             talk,
         )
     finally:

@@ -301,13 +301,14 @@ def _make_skeleton(root: Path) -> None:
 
 def _unpack(deb: Path, root: Path) -> None:
     exclude = [f"--exclude={path}" for path in _NOT_NEEDED]
-    packed = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE)
     # Packages of Debian 12 still carry /bin and /lib, which are links here.
     command = ["tar", "-x", "-C", str(root), "--keep-directory-symlink", "--no-same-owner", "--delay-directory-restore"]
-    unpacked = subprocess.run(
-        [*command, *exclude], stdin=packed.stdout, capture_output=True, text=True, check=False, errors="replace"
-    )
-    if packed.wait() != 0 or unpacked.returncode != 0:
+    # The context closes the pipe: without it every package would leave a file open.
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as packed:
+        unpacked = subprocess.run(
+            [*command, *exclude], stdin=packed.stdout, capture_output=True, text=True, check=False, errors="replace"
+        )
+    if packed.returncode != 0 or unpacked.returncode != 0:
         raise ToolError(f"{deb.name} could not be unpacked: {unpacked.stderr.strip()[-300:]}", hint="Is the disk full?")
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ACCEPTED = "(function, example) where the example is an array, a tuple of arrays, or a dict of them by argument name"
 
+_NARROW = {"float64": "float32", "int64": "int32", "uint64": "uint32"}
+
 
 class LoadedJax(LoadedTensorFlow):
     """A JAX function: reference outputs by JAX itself, a program through jax2tf."""
@@ -112,11 +114,13 @@ def _array(name: str, value: Any) -> Array:
     import jax
 
     try:
-        return np.asarray(jax.numpy.asarray(value))  # JAX's own dtypes: 32 bits unless the user enabled 64
+        array = np.asarray(jax.numpy.asarray(value))
     except (TypeError, ValueError) as error:
         raise SourceError(
             f"The example of {name!r} is no array but {type(value).__name__}.", hint=f"Return {ACCEPTED}."
         ) from error
+    # JAX's own dtypes have 32 bits, but packages such as litert-torch switch 64 on for the whole process.
+    return array.astype(_NARROW.get(str(array.dtype), array.dtype))
 
 
 def _declared(arrays: dict[str, Array], declaration: Declaration) -> dict[str, Array]:

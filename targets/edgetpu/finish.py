@@ -37,6 +37,8 @@ def options_from(given: Mapping[str, Any]) -> Options:
     known = {key: given[key] for key in Options.__dataclass_fields__ if given.get(key) is not None}
     if "timeout_s" in known:
         known["timeout_s"] = int(known["timeout_s"])
+    # JSON brings a list.
+    known["intermediate_tensors"] = tuple(known.get("intermediate_tensors", ()))
     return Options(**known)
 
 
