@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.errors import DataError
-from edge.signature import Quantization
+from edge.signature import Quantization, TensorSpec
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -58,6 +58,18 @@ def quantize(values: ArrayLike, quantization: Quantization, dtype: str) -> Array
     # In float64: adding 0.5 in float32 would round the largest number below a half up.
     rounded = np.trunc(steps + np.copysign(0.5, steps)) + zero
     return np.asarray(np.clip(rounded, limits.min, limits.max)).astype(dtype)
+
+
+def to_program(spec: TensorSpec, values: Array) -> Array:
+    """Return float values in the program's dtype; other values are only cast (indices, flags)."""
+    if spec.quantization is not None and np.issubdtype(values.dtype, np.floating):
+        return quantize(values, spec.quantization, spec.dtype)
+    return np.asarray(values).astype(spec.dtype, copy=False)
+
+
+def from_program(spec: TensorSpec, values: Array) -> Array:
+    """Return a program's output as float32 where it is quantized, unchanged otherwise."""
+    return values if spec.quantization is None else dequantize(values, spec.quantization)
 
 
 def parameters(low: float, high: float, dtype: str, *, symmetric: bool = False) -> Quantization:

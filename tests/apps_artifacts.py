@@ -14,8 +14,9 @@ from edge import preprocess
 from edge.apps.golden import image_entries  # noqa: F401  (used by tests through this module)
 from edge.artifact import Manifest, Metrics, SourceRecord
 from edge.calibration import affine
+from edge.calibration.affine import to_program
 from edge.signature import Preprocess, Quantization, Signature, TensorSpec
-from edge.stages.checking import to_program, write_golden
+from edge.stages.checking import write_golden
 from edge.targets.litert.session import LiteRTSession
 from tests.tflite_builder import GraphBuilder
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge import artifact as artifacts
 from edge import codec
 from edge.artifact import Artifact
+from edge.calibration import affine
 from edge.calibration.data import open_dataset
 from edge.devices import attach
 from edge.devices.base import Device, DeviceFacts
@@ -263,7 +264,7 @@ def _evaluate(
 def _fed(evaluation: str, source: Signature, program: Signature, checksums: list[int]) -> Iterator[dict[str, Array]]:
     """Yield the program's inputs of each sample, and note their checksums."""
     for sample in open_dataset(evaluation, source, role="evaluation"):
-        fed = {t.name: checking.to_program(t, sample.inputs[t.name]) for t in program.inputs}
+        fed = {t.name: affine.to_program(t, sample.inputs[t.name]) for t in program.inputs}
         checksums.append(_checksum(fed))
         yield fed
 

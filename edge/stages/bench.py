@@ -15,6 +15,7 @@ import numpy as np
 
 from edge import codec
 from edge.calibration import noise
+from edge.calibration.affine import from_program, to_program
 from edge.calibration.data import Dataset
 from edge.calibration.recipe import Override, Recipe
 from edge.calibration.search import DEFAULT_BUDGET, SELECTION_SAMPLES, Candidate, Outcome, Policy, best, split_selection
@@ -23,7 +24,6 @@ from edge.errors import QuantizationError
 from edge.measure import metrics
 from edge.measure.metric import Metric
 from edge.signature import Signature
-from edge.stages.checking import from_program, to_program
 from edge.targets import registry
 from edge.targets.base import Model, Session, Target
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import codec
-from edge.calibration import affine
+from edge.calibration.affine import from_program, to_program
 from edge.calibration.data import open_dataset
 from edge.calibration.selection import Selection
 from edge.errors import ArtifactError
@@ -22,7 +22,7 @@ from edge.measure.latency import measure
 from edge.measure.latency_record import PROFILES, Latency, Setting
 from edge.measure.metric import Metric
 from edge.measure.store import OutputReader
-from edge.signature import Signature, TensorSpec
+from edge.signature import Signature
 from edge.stages import rounding
 from edge.targets import registry
 from edge.targets.base import Session
@@ -36,18 +36,6 @@ GOLDEN_VECTORS = 16
 _GOLDEN_STEPS = 1
 _GOLDEN_SHARE = 0.999
 _GOLDEN_FLOAT_TOLERANCE = 1e-3
-
-
-def to_program(spec: TensorSpec, values: Array) -> Array:
-    """Return a sample's values in the program's dtype: quantized where it is, else cast."""
-    if spec.quantization is not None and np.issubdtype(values.dtype, np.floating):
-        return affine.quantize(values, spec.quantization, spec.dtype)
-    return np.asarray(values).astype(spec.dtype, copy=False)
-
-
-def from_program(spec: TensorSpec, values: Array) -> Array:
-    """Return a program's output as real values."""
-    return values if spec.quantization is None else affine.dequantize(values, spec.quantization)
 
 
 def run_real(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:

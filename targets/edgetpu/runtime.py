@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge.calibration.affine import to_program
 from edge.calibration.recipe import Recipe
 from edge.errors import QuantizationError
 from edge.findings import Finding
@@ -18,7 +19,6 @@ from edge.targets.edgetpu.predict import Prediction, predict_program
 from edge.targets.litert import contract, flatbuffer
 from edge.targets.litert import inspect as litert_inspect
 from edge.targets.litert.runtime import LiteRT
-from edge.targets.litert.session import to_program
 
 if TYPE_CHECKING:
     import numpy as np

@@ -127,7 +127,7 @@ def _correct_layer(model: Any, layer: _Layer, inputs: Sequence[Mapping[str, Arra
     found, active = [], []
     limits = np.iinfo(tensor.dtype)
     for values in inputs:
-        fed = {s.name: session.to_program(s, np.asarray(values[s.name])) for s in opened.signature.inputs}
+        fed = {s.name: affine.to_program(s, np.asarray(values[s.name])) for s in opened.signature.inputs}
         opened.invoke(fed)
         stored = opened.tensor(layer.output)
         inside = (stored != limits.min) & (stored != limits.max)

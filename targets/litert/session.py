@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.calibration import affine
+from edge.calibration.affine import from_program, to_program
 from edge.errors import DataError, MissingPackageError, SourceError, UsageError
 from edge.signature import TensorSpec
 from edge.targets.litert import contract, flatbuffer
@@ -145,18 +145,6 @@ def open_program(path: Path, *, kernels: str, threads: int) -> LiteRTSession:
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
     return LiteRTSession(program, kernels=kernels, threads=threads)
-
-
-def to_program(spec: TensorSpec, values: Array) -> Array:
-    """Return float values in the program's dtype; other values are only cast (indices, flags)."""
-    if spec.quantization is not None and np.issubdtype(values.dtype, np.floating):
-        return affine.quantize(values, spec.quantization, spec.dtype)
-    return np.asarray(values).astype(spec.dtype, copy=False)
-
-
-def from_program(spec: TensorSpec, values: Array) -> Array:
-    """Return a program's output as float32 where it is quantized, unchanged otherwise."""
-    return values if spec.quantization is None else affine.dequantize(values, spec.quantization)
 
 
 def run_float(session: LiteRTSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
