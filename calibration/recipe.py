@@ -41,8 +41,8 @@ class Recipe:
 
     For the static schemes: `estimator` chooses activation ranges, `percentile` belongs to the estimator of that name;
     `tune_ranges` then moves the ends of the worst ones by what the outputs lose; `equalize` balances channels between
-    layers first; `bias_correction` removes the mean error of each channel afterwards; `rounding_layers` names the
-    output tensors of the layers whose weights are rounded adaptively.
+    layers first; `bias_correction` removes the mean error of each channel afterwards. `split_outputs` gives branches of
+    different size that an output joins (boxes and scores) scales of their own.
     """
 
     scheme: Scheme = "int8"
@@ -58,7 +58,6 @@ class Recipe:
     tune_ranges: bool = False
     equalize: bool = False
     bias_correction: bool = False
-    rounding_layers: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -75,8 +74,12 @@ class Recipe:
 
     @property
     def _refined(self) -> bool:
-        refined = self.tune_ranges or self.equalize or self.bias_correction
-        return refined or self.estimator != "minmax" or bool(self.rounding_layers)
+        return self.corrects or self.estimator != "minmax"
+
+    @property
+    def corrects(self) -> bool:
+        """Whether it changes more than ranges: what only runtimes on LiteRT flatbuffers do."""
+        return self.tune_ranges or self.equalize or self.bias_correction or self.split_outputs
 
     @property
     def kind(self) -> str:
@@ -94,8 +97,6 @@ class Recipe:
         if self.estimator == "percentile" and self.percentile != DEFAULT_PERCENTILE:
             parts.append(f"{self.percentile:g}")
         parts += [_TUNED] * self.tune_ranges + [_EQUALIZED] * self.equalize + [_CORRECTED] * self.bias_correction
-        # Which layers were chosen by a search; the name alone does not say which.
-        parts += ["rounded"] * bool(self.rounding_layers)
         return "-".join(parts)
 
 

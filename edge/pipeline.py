@@ -23,7 +23,7 @@ from edge.signature import Signature
 from edge.targets import registry
 from edge.targets.base import Carrier, Inspection, Mode, Program, Target
 
-# Runtimes whose int8 recipes a search can refine.
+# Runtimes that correct int8 programs, and so what a search can refine.
 _SEARCHED = ("litert", "edgetpu")
 
 
@@ -97,6 +97,13 @@ def _steps_of(project: Project, target: Target, problems: list[str]) -> list[Ste
         accepted = ", ".join(target.recipes)
         problems.append(f"recipe: target {target.name} does not run {recipe.name}; accepted: {accepted}")
         return []
+    for runtime in served:
+        if (project.search or recipe.corrects) and runtime not in _SEARCHED:
+            wanted, accepted = "auto" if project.search else recipe.name, ", ".join(_SEARCHED)
+            problems.append(
+                f"recipe: {runtime} has no form of {wanted} or of --split-outputs; accepted for: {accepted}"
+            )
+            return []
     # Options of the project (--multiple-subgraphs, --min-delegated) win over the target's own, table by table.
     ready = replace(target, options=registry.merged(target.options, project.options))
     return [

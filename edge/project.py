@@ -68,7 +68,9 @@ class Project:
     def recipe_for(self, default: str, io: InputOutput) -> Recipe:
         """Return the recipe of one target: the project's, else the target's default."""
         chosen = recipes.named(self.recipe or default, io=self.io or io)
-        return replace(chosen, overrides=self.overrides, split_outputs=self.split_outputs)
+        # Only what has ranges can have branches that clash.
+        split = self.split_outputs and chosen.needs_calibration
+        return replace(chosen, overrides=self.overrides, split_outputs=split)
 
 
 _SECTIONS: dict[str, tuple[str, ...]] = {

@@ -41,7 +41,6 @@ class Target:
     recipe: str = "int8"
     recipes: tuple[str, ...] = ("int8",)
     io: InputOutput = "int8"
-    channel_last: bool = True
     hardware: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     budgets: Mapping[str, float] = field(default_factory=dict)

@@ -81,6 +81,7 @@ def test_version() -> None:
         (["build", "none.keras", "--target", "rpi4", "--shape", "x=one"], 2, "--shape"),
         (["build", "none.keras", "--target", "rpi4", "--preprocess", "scale=no"], 2, "scale"),
         (["build"], 2, "no model is given"),
+        (["build", "n.py:f", "-t", "ios", "--runtime", "coreml", "--recipe", "auto"], 2, "coreml has no form of auto"),
         (["check", "nowhere"], 4, "is no artifact"),
         (["inspect", "none.tflite"], 2, "No such file"),
         (["frobnicate"], 2, "No such command"),

@@ -133,3 +133,10 @@ def test_a_default_name_is_a_safe_folder_name(source: str) -> None:
     assert name
     assert not set(name) & set('/\\:\0*?"<>|')
     assert name not in (".", "..")
+
+
+def test_splitting_outputs_means_nothing_to_float_recipes() -> None:
+    """--split-outputs auto goes with every recipe: only the static ones have ranges that can clash."""
+    made = project.resolve({**LEAST, "split_outputs": "auto"})
+    assert made.recipe_for("int8", "int8").split_outputs
+    assert not made.recipe_for("float32", "int8").split_outputs

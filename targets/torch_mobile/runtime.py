@@ -102,8 +102,7 @@ class TorchMobile:
     def _refuse(self, model: Model, recipe: Recipe, target: Target) -> None:
         if model.carrier != self.carrier:
             raise QuantizationError(f"PyTorch Mobile builds from the exported carrier, not from {model.carrier}.")
-        refined = recipe.tune_ranges or recipe.equalize or recipe.bias_correction or recipe.rounding_layers
-        if recipe.kind not in self.recipes or refined:
+        if recipe.kind not in self.recipes or recipe.corrects:
             raise QuantizationError(
                 f"PyTorch Mobile does not make {recipe.name}; accepted: {', '.join(self.recipes)}, "
                 "int8 also per-tensor and with an estimator.",
