@@ -14,7 +14,7 @@ from edge.artifact import Artifact, Manifest
 from edge.errors import ArtifactError, ConfigError, DeviceError, UsageError
 from edge.findings import Finding
 from edge.isolate import Progress
-from edge.pipeline import kernels_of, role_of, time_program, timed_kernels, working_folder, write_reports
+from edge.pipeline import Timing, kernels_of, role_of, time_program, timed_kernels, working_folder, write_reports
 from edge.project import Budgets
 from edge.targets import registry
 from edge.targets.base import Mode, Target
@@ -82,11 +82,15 @@ def check(path: Path, request: Request, progress: Progress = isolate.no_progress
         answer = _check(opened, place, request, work, progress)
         latency = manifest.metrics.latency
         if request.latency_profile != "none":
-            golden = opened.golden
-            latency = time_program(
-                manifest.runtime, place.program, place.timed_kernels, place.mode, golden, request.latency_profile, work,
-                progress,
-            )  # fmt: skip
+            timing = Timing(
+                runtime=manifest.runtime,
+                program=place.program,
+                kernels=place.timed_kernels,
+                mode=place.mode,
+                golden=opened.golden,
+                profile=request.latency_profile,
+            )
+            latency = time_program(timing, work, progress)
     return _checked(opened, answer, latency, place.mode, request.budgets, target)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import artifact as artifacts
-from edge import codec, isolate, verdict
+from edge import cache, codec, isolate, verdict
 from edge.artifact import Artifact, Manifest, Metrics
 from edge.calibration.recipe import Recipe
 from edge.errors import ConfigError, EdgekitError
@@ -25,6 +26,9 @@ from edge.targets.base import Carrier, Inspection, Mode, Program, Target
 
 # Runtimes that correct int8 programs, and so what a search can refine.
 _SEARCHED = ("litert", "edgetpu")
+
+# Golden vectors, which the check writes beside the program.
+_GOLDEN = ("golden.npz", "model.bpte")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,53 +186,66 @@ def import_source(project: Project, carrier: Carrier, work: Path, progress: Prog
     """Convert and verify the source, and store the float source's outputs on the evaluation samples."""
     # Phones take channel-first tensors as they are; what stands on LiteRT wants channel-last.
     layout = project.layout or ("channel-last" if carrier == "litert" else "keep")
-    answer = isolate.call(
-        "edge.stages.importing:import_source",
-        {
-            "source": project.source,
-            "carrier": carrier,
-            "declaration": codec.to_json(replace(project.declaration, layout=layout)),
-            "workdir": str(work),
-            "data": {
-                "calibration": project.calibration,
-                "evaluation": project.evaluation,
-                "calibration_samples": project.calibration_samples,
-                "evaluation_samples": project.evaluation_samples,
+    data = [d for d in (project.calibration, project.evaluation) if d]
+    answer = cache.call(
+        cache.Job(
+            stage="edge.stages.importing:import_source",
+            request={
+                "source": project.source,
+                "carrier": carrier,
+                "declaration": codec.to_json(replace(project.declaration, layout=layout)),
+                "workdir": str(work),
+                "data": {
+                    "calibration": project.calibration,
+                    "evaluation": project.evaluation,
+                    "calibration_samples": project.calibration_samples,
+                    "evaluation_samples": project.evaluation_samples,
+                },
             },
-        },
-        workdir=work,
-        name="import",
-        progress=progress,
-        timeout_s=project.timeout_s,
+            root=work,
+            workdir=work,
+            name="import",
+            timeout_s=project.timeout_s,
+            content=[project.source, *data],
+        ),
+        progress,
+        use=project.cache,
     )
     return codec.from_json(Imported, answer)
 
 
 def build_program(project: Project, step: Step, imported: Imported, work: Path, progress: Progress) -> Built:
     """Quantize, lower and inspect the program of one step."""
-    folder = Path(tempfile.mkdtemp(prefix="program-", dir=work))
+    # The name is the same in each build, whatever else is built: results are found again by it.
+    folder = work / f"program-{hashlib.sha256(_key(step).encode()).hexdigest()[:12]}"
+    folder.mkdir()
     found: Mapping[str, Any] = {}
     if project.search and step.recipe.kind == "int8" and step.runtime in _SEARCHED:
-        found = search(project, step, imported, folder, progress)
+        found = search(project, step, imported, work, folder, progress)
         target = replace(step.target, options=registry.merged(step.target.options, found["options"]))
         step = replace(step, recipe=codec.from_json(Recipe, found["recipe"]), target=target)
     progress(f"building for {step.target.name}: {step.recipe.name} by {step.runtime}", None)
-    answer = isolate.call(
-        "edge.stages.building:build_program",
-        {
-            "carrier": str(imported.carrier),
-            "carrier_kind": _carrier(step),
-            "signature": codec.to_json(imported.signature),
-            "recipe": codec.to_json(step.recipe),
-            "target": codec.to_json(step.target),
-            "runtime": step.runtime,
-            "calibration": imported.calibration if step.recipe.needs_calibration else None,
-            "workdir": str(folder),
-        },
-        workdir=folder,
-        name="build",
-        progress=progress,
-        timeout_s=project.timeout_s,
+    answer = cache.call(
+        cache.Job(
+            stage="edge.stages.building:build_program",
+            request={
+                "carrier": str(imported.carrier),
+                "carrier_kind": _carrier(step),
+                "signature": codec.to_json(imported.signature),
+                "recipe": codec.to_json(step.recipe),
+                "target": codec.to_json(step.target),
+                "runtime": step.runtime,
+                "calibration": imported.calibration if step.recipe.needs_calibration else None,
+                "workdir": str(folder),
+            },
+            root=work,
+            workdir=folder,
+            name="build",
+            timeout_s=project.timeout_s,
+            parts=imported.calibration_record if step.recipe.needs_calibration else None,
+        ),
+        progress,
+        use=project.cache,
     )
     program = codec.from_json(Program, answer["program"])
     if found:
@@ -245,29 +262,37 @@ def build_program(project: Project, step: Step, imported: Imported, work: Path, 
     )
 
 
-def search(project: Project, step: Step, imported: Imported, folder: Path, progress: Progress) -> Mapping[str, Any]:
+def search(
+    project: Project, step: Step, imported: Imported, work: Path, folder: Path, progress: Progress
+) -> Mapping[str, Any]:
     """Look for the cheapest refinement of int8 that keeps the accuracy budget."""
     progress("searching for a recipe within the accuracy budget", None)
-    return isolate.call(
-        "edge.stages.searching:search",
-        {
-            "carrier": str(imported.carrier),
-            "signature": codec.to_json(imported.signature),
-            "recipe": codec.to_json(step.recipe),
-            "target": codec.to_json(step.target),
-            "runtime": step.runtime,
-            "calibration": imported.calibration,
-            "evaluation": imported.evaluation,
-            "metric": project.metric,
-            "max_drop": project.budgets.max_drop,
-            "kernels": kernels_of(step.target, step.runtime),
-            "workdir": str(folder),
-            "cache": None,
-        },
-        workdir=folder,
-        name="search",
-        progress=progress,
-        timeout_s=project.timeout_s,
+    return cache.call(
+        cache.Job(
+            stage="edge.stages.searching:search",
+            request={
+                "carrier": str(imported.carrier),
+                "signature": codec.to_json(imported.signature),
+                "recipe": codec.to_json(step.recipe),
+                "target": codec.to_json(step.target),
+                "runtime": step.runtime,
+                "calibration": imported.calibration,
+                "evaluation": imported.evaluation,
+                "metric": project.metric,
+                "max_drop": project.budgets.max_drop,
+                "kernels": kernels_of(step.target, step.runtime),
+                "workdir": str(folder),
+                "cache": None,
+            },
+            root=work,
+            workdir=folder,
+            name="search",
+            timeout_s=project.timeout_s,
+            content=_metric_file(project),
+            parts=[imported.calibration_record, imported.evaluation_record],
+        ),
+        progress,
+        use=project.cache,
     )
 
 
@@ -284,31 +309,43 @@ def check_programs(
         return dict(built)
     unique = _unique(steps)
     progress("checking accuracy", None)
-    answer = isolate.call(
-        "edge.stages.checking:check_programs",
-        {
-            "carrier": str(imported.carrier),
-            "carrier_runtime": steps[0].runtime,
-            "signature": codec.to_json(imported.signature),
-            "evaluation": imported.evaluation,
-            "reference": str(imported.reference),
-            "metric": project.metric,
-            "programs": [
-                {
-                    "runtime": unique[key].runtime,
-                    "path": str(b.program.path),
-                    "kernels": _checked_kernels(unique[key], b.inspection),
-                    "golden": str(b.folder / "golden.npz"),
-                }
-                for key, b in built.items()
-            ],
-        },
-        workdir=work,
-        name="check",
-        progress=progress,
-        timeout_s=project.timeout_s,
+    answer = cache.call(
+        cache.Job(
+            stage="edge.stages.checking:check_programs",
+            request={
+                "carrier": str(imported.carrier),
+                "carrier_runtime": steps[0].runtime,
+                "signature": codec.to_json(imported.signature),
+                "evaluation": imported.evaluation,
+                "reference": str(imported.reference),
+                "metric": project.metric,
+                "programs": [
+                    {
+                        "runtime": unique[key].runtime,
+                        "path": str(b.program.path),
+                        "kernels": _checked_kernels(unique[key], b.inspection),
+                        "golden": str(b.folder / "golden.npz"),
+                    }
+                    for key, b in built.items()
+                ],
+            },
+            root=work,
+            workdir=work,
+            name="check",
+            timeout_s=project.timeout_s,
+            content=_metric_file(project),
+            parts=imported.evaluation_record,
+            keep=[b.folder / name for b in built.values() for name in _GOLDEN],
+        ),
+        progress,
+        use=project.cache,
     )
     return {key: replace(b, check=c) for (key, b), c in zip(built.items(), answer["programs"], strict=True)}
+
+
+def _metric_file(project: Project) -> list[str]:
+    """Return the file of a user's own metric, on whose content results depend."""
+    return [project.metric] if project.metric and ".py:" in project.metric else []
 
 
 def kernels_of(target: Target, runtime: str) -> str:
@@ -342,51 +379,56 @@ def measure_latency(
     for key, b in built.items():
         mode: Mode = "measured" if unique[key].target.family == "linux" else "emulated"
         golden = b.folder / "golden.npz"
-        timed[key] = replace(
-            b,
-            latency=time_program(
-                unique[key].runtime,
-                b.program.path,
-                timed_kernels(unique[key].runtime),
-                mode,
-                golden if golden.is_file() else None,
-                project.latency_profile,
-                work,
-                progress,
-            ),
+        timing = Timing(
+            runtime=unique[key].runtime,
+            program=b.program.path,
+            kernels=timed_kernels(unique[key].runtime),
+            mode=mode,
+            golden=golden if golden.is_file() else None,
+            profile=project.latency_profile,
         )
+        timed[key] = replace(b, latency=time_program(timing, work, progress, use_cache=project.cache))
     return timed
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """What to time on this machine: a program, with the first of its golden vectors as its input."""
+
+    runtime: str
+    program: Path
+    kernels: str
+    mode: Mode
+    golden: Path | None
+    profile: str
+
+
 def time_program(
-    runtime: str,
-    program: Path,
-    kernels: str,
-    mode: Mode,
-    golden: Path | None,
-    profile: str,
-    work: Path,
-    progress: Progress,
+    timing: Timing, work: Path, progress: Progress, *, use_cache: bool = False
 ) -> Mapping[str, Any] | None:
-    """Return the latency of a program on this machine, with the first golden vector as its input.
+    """Return the latency of a program on this machine.
 
     None where this machine cannot run the program itself (Core ML): a stand-in's time would say nothing.
     """
-    answer = isolate.call(
-        "edge.stages.checking:measure_latency",
-        {
-            "runtime": runtime,
-            "path": str(program),
-            "kernels": kernels,
-            "threads": 1,
-            "profile": profile,
-            "golden": str(golden) if golden else None,
-            "mode": mode,
-        },
-        workdir=work,
-        name="latency",
-        progress=progress,
-        timeout_s=900.0,
+    answer = cache.call(
+        cache.Job(
+            stage="edge.stages.checking:measure_latency",
+            request={
+                "runtime": timing.runtime,
+                "path": str(timing.program),
+                "kernels": timing.kernels,
+                "threads": 1,
+                "profile": timing.profile,
+                "golden": str(timing.golden) if timing.golden else None,
+                "mode": timing.mode,
+            },
+            root=work,
+            workdir=work,
+            name="latency",
+            timeout_s=900.0,
+        ),
+        progress,
+        use=use_cache,
     )
     return answer["latency"]  # type: ignore[no-any-return]
 
@@ -408,7 +450,7 @@ def _lay_out(folder: Path, imported: Imported, built: Built) -> dict[str, artifa
     carrier = f"float{imported.carrier.suffix}"
     roles[carrier] = "carrier"
     shutil.copyfile(imported.carrier, folder / carrier)
-    for name in ("golden.npz", "model.bpte"):
+    for name in _GOLDEN:
         if (golden := built.folder / name).is_file():
             shutil.copyfile(golden, folder / name)
             roles[name] = "golden"

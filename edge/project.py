@@ -64,6 +64,7 @@ class Project:
     options: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float = 3600.0
     latency_profile: str = "smoke"
+    cache: bool = True
 
     def recipe_for(self, default: str, io: InputOutput) -> Recipe:
         """Return the recipe of one target: the project's, else the target's default."""
@@ -86,6 +87,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
         "split_outputs",
         "timeout_s",
         "latency",
+        "cache",
         "options",
     ),
     "budgets": ("max_drop", "max_latency", "max_size"),
@@ -211,6 +213,7 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
         "overrides": c.take("keep_float", _overrides, get("keep_float")),
         "timeout_s": c.take("timeout_s", _positive_number, get("timeout_s")),
         "latency_profile": c.take("latency", _one_of("none", "smoke", "quick", "standard"), get("latency")),
+        "cache": c.take("cache", _one_of(True, False), get("cache")),
         "options": c.take("options", dict, get("options")),
         "layout": c.take("layout", _one_of("keep", "channel-last"), get("layout")),
         "split_outputs": c.take("split_outputs", lambda v: _one_of("auto", "never")(v) == "auto", get("split_outputs")),
@@ -263,11 +266,11 @@ def _positive_number(value: Any) -> float:
     return float(value)
 
 
-def _one_of(*accepted: str) -> Any:
-    def parse(value: Any) -> str:
-        if value not in accepted:
-            raise ValueError(f"{value!r}; accepted: {', '.join(accepted)}")
-        return str(value)
+def _one_of(*accepted: str | bool) -> Any:
+    def parse(value: Any) -> Any:
+        if value not in accepted or type(value) is not type(accepted[0]):
+            raise ValueError(f"{value!r}; accepted: {', '.join(map(str, accepted)).lower()}")
+        return value
 
     return parse
 

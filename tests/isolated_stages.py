@@ -58,3 +58,13 @@ def odd_exit_after_answer(request: dict[str, Any], progress: Progress) -> dict[s
 
     atexit.register(ctypes.string_at, 0)
     return {"value": 1}
+
+
+def counted(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Write the doubled content of a file into a new one; each run adds a line to `counter`."""
+    with Path(request["counter"]).open("a") as counter:
+        counter.write("run\n")
+    result = Path(request["workdir"]) / "made" / "doubled.txt"
+    result.parent.mkdir(exist_ok=True)
+    result.write_text(2 * Path(request["input"]).read_text() + Path(request["beside"]).read_text())
+    return {"file": str(result), "text": f"see {result}", "opened": [request["beside"]]}

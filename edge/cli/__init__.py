@@ -18,6 +18,7 @@ def application() -> typer.Typer:
 
     from edge.cli import (
         build,
+        cache,
         check,
         compare,
         compile_,
@@ -45,7 +46,7 @@ def application() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     modules = (build, check, compare, inspect, diagnose, compile_, export)
-    for module in (*modules, targets, sources, devices, emulator, doctor, init, demo):
+    for module in (*modules, targets, sources, devices, emulator, cache, doctor, init, demo):
         module.register(app)
     app.callback(invoke_without_command=True)(_root(typer.Option(False, "--version", help="Print the version.")))
     return app

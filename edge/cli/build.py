@@ -88,6 +88,9 @@ def build(
     min_delegated: Annotated[
         str | None, typer.Option(help="Budget: share of operators on the delegate (ExecuTorch), such as 95%.")
     ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compute everything anew; results are not stored either.")
+    ] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Allow code that the model file carries to run.")] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Folder for the artifacts (default edgekit-build).")
@@ -121,6 +124,7 @@ def build(
         "latency": latency,
         "timeout_s": timeout,
         "options": _runtime_options(multiple_subgraphs, min_delegated),
+        "cache": False if no_cache else None,
         "trust": trust or None,
         "output": output,
     }

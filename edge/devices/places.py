@@ -5,13 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from edge.cache import cache_folder
 
-def cache_folder() -> Path:
-    """Return the cache: EDGEKIT_CACHE, else $XDG_CACHE_HOME/edgekit, else ~/.cache/edgekit. It need not exist."""
-    if given := os.environ.get("EDGEKIT_CACHE"):
-        return Path(given).absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgekit"
+__all__ = ["cache_folder", "devices_files"]
 
 
 def devices_files() -> tuple[Path, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from edge import codec
 from edge.calibration.data import Dataset, Sample
 from edge.calibration.selection import Plan, Selection, plan
+from edge.content import recording_reads
 from edge.errors import ConversionError
 from edge.findings import Finding
 from edge.measure.store import OutputWriter
@@ -53,8 +54,14 @@ def convert(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
 def import_source(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Bring a source to a carrier, verify it on real inputs, and run the float source on the evaluation data.
 
-    Doing all three in one process imports the framework once.
+    Doing all three in one process imports the framework once. `opened` names the user's files that were read.
     """
+    with recording_reads(Path(request["workdir"])) as opened:
+        result = _import(request, progress)
+    return {**result, "opened": sorted(opened)}
+
+
+def _import(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     workdir = Path(request["workdir"])
     kind, loaded = _load(request, progress)
     data = plan(loaded.signature, request["data"])
@@ -64,6 +71,10 @@ def import_source(request: dict[str, Any], progress: Progress) -> dict[str, Any]
         findings += data.calibration.open(loaded.signature).findings()
     progress("verifying the conversion on real inputs", None)
     findings += [*converted, *_verify(loaded, carrier, data.verification())]
+    signature = loaded.signature
+    if request.get("fold"):
+        carrier, signature, folded = _fold(loaded, carrier, request["fold"], data, progress)
+        findings += folded
     reference = None
     if data.evaluation:
         reference = workdir / "reference"
@@ -71,13 +82,31 @@ def import_source(request: dict[str, Any], progress: Progress) -> dict[str, Any]
     return {
         "kind": kind,
         "digest": loaded.digest,
-        "signature": codec.to_json(loaded.signature),
+        "signature": codec.to_json(signature),
         "carrier": str(carrier),
         "tools": dict(loaded.tools),
         "findings": [codec.to_json(f) for f in findings],
         "reference": str(reference) if reference else None,
         **_planned(data),
     }
+
+
+def _fold(
+    loaded: LoadedSource, carrier: Path, kind: Any, data: Plan, progress: Progress
+) -> tuple[Path, Signature, list[Finding]]:
+    """Make the preprocessing part of the carrier, and compare the two on raw and preprocessed samples."""
+    from edge.sources import folding
+    from edge.targets import registry
+
+    progress("folding the preprocessing into the program", None)
+    path, signature, folds = folding.fold_carrier(carrier, loaded.signature, kind)
+    if not folds:
+        return carrier, loaded.signature, []
+    runtime = registry.runtime("litert" if path.suffix == ".tflite" else "executorch")
+    before, after = (runtime.open_carrier(p).run for p in (carrier, path))
+    chosen = data.calibration or data.evaluation
+    raw = (dict(s.inputs) for s in chosen.open(signature)) if chosen else iter([_random_inputs(signature, 0)])
+    return path, signature, list(folding.verify(before, after, raw, folds))
 
 
 def _carry(loaded: LoadedSource, kind: str, workdir: Path, progress: Progress) -> tuple[Path, tuple[Finding, ...]]:
