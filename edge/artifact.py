@@ -124,7 +124,7 @@ class Manifest:
     source_signature: Signature
     signature: Signature
     metrics: Metrics
-    budgets: Mapping[str, float]
+    budgets: Mapping[str, float | str]
     verdict: Verdict
     reasons: tuple[str, ...]
     findings: tuple[Finding, ...]

@@ -11,11 +11,11 @@ from typing import Any
 from edge import artifact as artifacts
 from edge import codec, isolate, verdict
 from edge.artifact import Artifact, Manifest
+from edge.budgets import Budgets
 from edge.errors import ArtifactError, ConfigError, DeviceError, UsageError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.pipeline import Timing, kernels_of, role_of, time_program, timed_kernels, working_folder, write_reports
-from edge.project import Budgets
 from edge.targets import registry
 from edge.targets.base import Mode, Target
 
@@ -29,6 +29,7 @@ class Request:
     kernels: str | None = None
     metric: str | None = None
     latency_profile: str = "smoke"
+    runner: str = "auto"
     budgets: Budgets = field(default_factory=Budgets)
 
 
@@ -107,13 +108,14 @@ def _on_board(opened: Artifact, target: Target, request: Request, progress: Prog
                 "metric": request.metric,
                 "kernels": request.kernels or timed_kernels(runtime),
                 "profile": request.latency_profile,
+                "runner": request.runner,
             },
             workdir=work,
             name="device",
             progress=progress,
         )
     checked = _checked(opened, record, record["latency"], record["mode"], request.budgets, target)
-    board = {key: record[key] for key in ("device", "facts", "golden", "instructions", "memory")}
+    board = {key: record[key] for key in ("device", "mode", "runner", "facts", "golden", "instructions", "memory")}
     return replace(checked, manifest=replace(checked.manifest, details={**checked.manifest.details, "board": board}))
 
 
@@ -209,12 +211,5 @@ def _checked(
     findings = tuple(codec.from_json(Finding, f) for f in answer["findings"])
     manifest = replace(m, metrics=metrics, findings=tuple(dict.fromkeys((*m.findings, *findings))))
     size = opened.size_bytes
-    merged = replace(
-        Budgets(
-            max_drop=m.budgets.get("max_drop"),
-            max_latency_ms=m.budgets.get("max_latency_ms"),
-            max_size_bytes=int(m.budgets["max_size_bytes"]) if "max_size_bytes" in m.budgets else None,
-        ),
-        **budgets.as_dict(),  # type: ignore[arg-type]
-    )
+    merged = Budgets.from_dict(m.budgets).replaced_by(budgets)
     return replace(opened, manifest=verdict.judge(manifest, merged, target, size))

@@ -8,35 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edge import budgets as budgets_
+from edge.budgets import Budgets
 from edge.calibration import recipe as recipes
 from edge.calibration.recipe import InputOutput, Override, Recipe
 from edge.errors import ConfigError
 from edge.signature import Preprocess
-from edge.sources.base import Declaration, InputDeclaration
+from edge.sources.base import Declaration, InputDeclaration, OpenDimension
 
 FILE = "edgekit.toml"
 DEFAULT_OUTPUT = "edgekit-build"
 DEFAULT_CALIBRATION_SAMPLES = 300
 AUTO = "auto"
 INPUT_KEYS = ("shape", "dtype", "layout", "preprocess", "value")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budgets:
-    """What an artifact must keep. `max_drop` is a fraction of the metric's points (0.01 = one point of accuracy)."""
-
-    max_drop: float | None = None
-    max_latency_ms: float | None = None
-    max_size_bytes: int | None = None
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the budgets that are set."""
-        pairs = (
-            ("max_drop", self.max_drop),
-            ("max_latency_ms", self.max_latency_ms),
-            ("max_size_bytes", self.max_size_bytes),
-        )
-        return {k: float(v) for k, v in pairs if v is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +41,7 @@ class Project:
     overrides: tuple[Override, ...] = ()
     runtimes: tuple[str, ...] = ()
     split_outputs: bool = False
+    fold_preprocessing: bool = False
     declaration: Declaration = field(default_factory=Declaration)
     layout: Literal["keep", "channel-last"] | None = None
     budgets: Budgets = field(default_factory=Budgets)
@@ -85,60 +70,61 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
         "output",
         "keep_float",
         "split_outputs",
+        "fold_preprocessing",
         "timeout_s",
         "latency",
         "cache",
         "options",
     ),
-    "budgets": ("max_drop", "max_latency", "max_size"),
+    "budgets": budgets_.KEYS,
 }
 
 
-def parse_share(text: str | float) -> float:
-    """Return a fraction: `1%` and `0.01` are both 0.01; raise ValueError."""
-    raw = str(text).strip()
-    value = float(raw[:-1]) / 100 if raw.endswith("%") else float(raw)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{text!r}; accepted: a share such as 1% or 0.01")
-    return value
+# A dimension as it is declared: its size, -1 for an open one, or the bounds (least, most) of an open one.
+Dimension = int | tuple[int, int]
 
 
-_DURATIONS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-_SIZES = {"kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9, "b": 1}
+def parse_shape(text: str) -> tuple[str, tuple[Dimension, ...]]:
+    """Return name (or position) and shape of `image=1,3,32,32`; a bare `1,3,32,32` is input `0`; raise ValueError.
 
-
-def parse_duration_ms(text: str | float) -> float:
-    """Return milliseconds: `5ms`, `0.2s`, `800us`, or a plain number of milliseconds; raise ValueError."""
-    return _with_unit(text, _DURATIONS, "a duration such as 5ms")
-
-
-def parse_size(text: str | float) -> int:
-    """Return bytes: `500kB`, `2MiB`, or a plain number of bytes; raise ValueError."""
-    return int(_with_unit(text, _SIZES, "a size such as 500kB"))
-
-
-def _with_unit(text: str | float, units: Mapping[str, float], accepted: str) -> float:
-    raw = str(text).strip().lower()
-    unit = next((u for u in sorted(units, key=len, reverse=True) if raw.endswith(u)), None)
-    try:
-        value = float(raw.removesuffix(unit)) * units[unit] if unit else float(raw)
-    except ValueError:
-        raise ValueError(f"{text!r}; accepted: {accepted}") from None
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{text!r}; accepted: {accepted}")
-    return value
-
-
-def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return name (or position) and shape of `image=1,3,32,32`; a bare `1,3,32,32` is input `0`; raise ValueError."""
+    A dimension may be open: `1,1..64,12` takes 1 to 64 steps, `-1` any size up to what memory is planned for.
+    """
     name, equals, numbers = text.rpartition("=")
     try:
-        shape = tuple(int(n) for n in numbers.replace("x", ",").split(","))
-    except ValueError:
-        raise ValueError(f"{text!r}; accepted: NAME=1,3,32,32") from None
-    if any(n < 1 for n in shape):
-        raise ValueError(f"{text!r}; every dimension must be at least 1")
+        shape = tuple(_dimension(n) for n in numbers.replace("x", ",").split(","))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}; accepted: NAME=1,3,32,32, an open dimension as 1..64 or -1") from None
     return (name if equals else "0"), shape
+
+
+def _dimension(value: Any) -> Dimension:
+    """Return a dimension of a text or of TOML; raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f"{value!r} is no size")
+    least, dots, most = str(value).strip().partition("..")
+    try:
+        bounds = (int(least), int(most)) if dots else (int(least),)
+    except ValueError:
+        raise ValueError(f"{value!r} is no size") from None
+    if dots:
+        if not 1 <= bounds[0] < bounds[-1]:
+            raise ValueError(f"{value!r} must go from 1 or more to a larger size")
+        return bounds[0], bounds[-1]
+    if bounds[0] < 1 and bounds[0] != -1:
+        raise ValueError(f"{value!r}; every dimension must be at least 1")
+    return bounds[0]
+
+
+def declared_shape(shape: tuple[Dimension, ...]) -> dict[str, Any]:
+    """Return the fields of an InputDeclaration that a shape fills: `shape` with -1 where it is open, and `open`."""
+    bounds = [(axis, d) for axis, d in enumerate(shape) if d == -1 or not isinstance(d, int)]
+    return {
+        "shape": tuple(d if isinstance(d, int) else -1 for d in shape),
+        "open": tuple(
+            OpenDimension(axis=axis) if isinstance(d, int) else OpenDimension(axis=axis, least=d[0], most=d[1])
+            for axis, d in bounds
+        ),
+    }
 
 
 class _Collector:
@@ -214,16 +200,13 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
         "timeout_s": c.take("timeout_s", _positive_number, get("timeout_s")),
         "latency_profile": c.take("latency", _one_of("none", "smoke", "quick", "standard"), get("latency")),
         "cache": c.take("cache", _one_of(True, False), get("cache")),
+        "fold_preprocessing": c.take("fold_preprocessing", _one_of(True, False), get("fold_preprocessing")),
         "options": c.take("options", dict, get("options")),
         "layout": c.take("layout", _one_of("keep", "channel-last"), get("layout")),
         "split_outputs": c.take("split_outputs", lambda v: _one_of("auto", "never")(v) == "auto", get("split_outputs")),
     }
     declaration = _declaration(settings, c)
-    budgets = Budgets(
-        max_drop=c.take("max_drop", parse_share, get("max_drop")),
-        max_latency_ms=c.take("max_latency", parse_duration_ms, get("max_latency")),
-        max_size_bytes=c.take("max_size", parse_size, get("max_size")),
-    )
+    budgets = budgets_.parse(settings, c.problems)
     targets = c.take("targets", _strings, get("targets")) or ()
     runtimes = c.take("runtime", _strings, get("runtime")) or ()
     c.raise_if_any(what)
@@ -307,7 +290,7 @@ def _declaration(settings: Mapping[str, Any], c: _Collector) -> Declaration:
     for name, table in declared.items():
         inputs[name] = _input(name, table, c)
     for name, shape in (settings.get("shapes") or {}).items():
-        inputs[name] = replace(inputs.get(name, InputDeclaration()), shape=shape)
+        inputs[name] = replace(inputs.get(name, InputDeclaration()), **declared_shape(shape))
     for name, value in (settings.get("values") or {}).items():
         inputs[name] = replace(inputs.get(name, InputDeclaration()), value=value)
     for name, pre in (settings.get("preprocess") or {}).items():
@@ -341,7 +324,7 @@ def _input(name: str, table: Mapping[str, Any], c: _Collector) -> InputDeclarati
     where = f"inputs.{name}"
     c.problems += [f"{where}.{k}: no such key ({', '.join(INPUT_KEYS)})" for k in table if k not in INPUT_KEYS]
     return InputDeclaration(
-        shape=c.take(f"{where}.shape", _shape, table.get("shape")),
+        **declared_shape(c.take(f"{where}.shape", _shape, table["shape"]) or ()) if "shape" in table else {},
         dtype=c.take(f"{where}.dtype", str, table.get("dtype")),
         layout=c.take(f"{where}.layout", _one_of("NHWC", "NCHW", "NLC", "NCL", "other"), table.get("layout")),
         preprocess=c.take(f"{where}.preprocess", preprocess, table.get("preprocess")),
@@ -349,10 +332,13 @@ def _input(name: str, table: Mapping[str, Any], c: _Collector) -> InputDeclarati
     )
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(v, int) and v > 0 for v in value):
-        raise ValueError(f"{value!r}; accepted: a list of whole numbers from 1, batch first")
-    return tuple(value)
+def _shape(value: Any) -> tuple[Dimension, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{value!r}; accepted: a list of sizes, batch first")
+    try:
+        return tuple(_dimension(v) for v in value)
+    except ValueError as error:
+        raise ValueError(f"{error}; accepted: whole numbers from 1, an open dimension as '1..64' or -1") from None
 
 
 def preprocess(value: Any) -> Preprocess:

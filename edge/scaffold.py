@@ -95,7 +95,10 @@ def render(source: str, targets: tuple[str, ...], signature: Signature) -> str:
         "",
         "[budgets]",
         '# max_drop = "1%"',
-        '# max_latency = "5ms"',
+        '# max_latency = "5ms p90 measured"   # median, p90, p95, p99; measured, emulated, predicted',
         '# max_size = "500kB"',
+        '# max_memory = "2MB"                 # tensors and parameters, or what a board shows',
+        '# min_mapped = "95%"                 # share of operators on the Edge TPU',
+        '# min_delegated = "95%"              # share of operators on ExecuTorch\'s delegate',
     ]
     return "\n".join(lines) + "\n"

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from edge.artifact import Accuracy, Manifest, Verdict
+from edge.budgets import Budgets, strong_enough
 from edge.findings import Finding
-from edge.project import Budgets
 from edge.targets.base import Target
 
 # A loss of this share that the samples show is told even where nobody set a budget.
 _NOTABLE_DROP = 0.01
+
+
+@dataclass
+class _Judgement:
+    """What is broken, what cannot be decided, and what is to be said besides."""
+
+    broken: list[str]
+    open_: list[str] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Number:
+    """A number that a limit may be held against; `unusable` says why it decides nothing."""
+
+    value: float
+    mode: str
+    what: str
+    unusable: str = ""
 
 
 def judge(manifest: Manifest, budgets: Budgets, target: Target, size_bytes: int) -> Manifest:
@@ -19,44 +40,45 @@ def judge(manifest: Manifest, budgets: Budgets, target: Target, size_bytes: int)
     `fail`: a budget is broken or a finding is an error. `unchecked`: nothing failed, but accuracy was not checked or a
     budget cannot be decided by the numbers at hand. An interval that reaches over a kept budget is a finding.
     """
-    broken = [f"{f.rule}: {f.message}" for f in manifest.findings if f.severity == "error"]
-    open_: list[str] = []
-    notes: list[Finding] = []
-    _accuracy(manifest, budgets, broken, open_, notes)
-    _latency(manifest, budgets, broken, open_, target)
+    j = _Judgement([f"{f.rule}: {f.message}" for f in manifest.findings if f.severity == "error"])
+    _accuracy(manifest, budgets, j)
+    _latency(manifest, budgets, target, j)
+    _memory(manifest, budgets, target, j)
+    _share(_mapped(manifest), budgets.min_mapped, "mapped to the Edge TPU", j)
+    _share(_delegated(manifest), budgets.min_delegated, "on the delegate", j)
     if budgets.max_size_bytes is not None and size_bytes > budgets.max_size_bytes:
-        broken.append(f"size {size_bytes} bytes is over the budget of {budgets.max_size_bytes}")
-    verdict: Verdict = "fail" if broken else "unchecked" if open_ else "pass"
+        j.broken.append(f"size {size_bytes} bytes is over the budget of {budgets.max_size_bytes}")
+    verdict: Verdict = "fail" if j.broken else "unchecked" if j.open_ else "pass"
     return replace(
         manifest,
         verdict=verdict,
-        reasons=tuple(broken or open_),
+        reasons=tuple(dict.fromkeys(j.broken or j.open_)),
         budgets=budgets.as_dict(),
-        findings=tuple(dict.fromkeys((*manifest.findings, *notes))),
+        findings=tuple(dict.fromkeys((*manifest.findings, *j.notes))),
     )
 
 
-def _accuracy(manifest: Manifest, budgets: Budgets, broken: list[str], open_: list[str], notes: list[Finding]) -> None:
+def _accuracy(manifest: Manifest, budgets: Budgets, j: _Judgement) -> None:
     accuracy = manifest.metrics.accuracy
     if accuracy is None:
-        open_.append("accuracy was not checked: no evaluation data was given (--evaluation DATA)")
+        j.open_.append("accuracy was not checked: no evaluation data was given (--evaluation DATA)")
         return
     if accuracy.metric.startswith("snr"):
         # Against itself the float source is exact: a drop in dB is no loss of any task.
         if budgets.max_drop is not None:
-            open_.append("the accuracy budget is open: the data has no labels, so only signal-to-noise could be told")
+            j.open_.append("the accuracy budget is open: the data has no labels, so only signal-to-noise could be told")
         return
     if budgets.max_drop is None:
-        notes += _unbudgeted_loss(accuracy)
+        j.notes += _unbudgeted_loss(accuracy)
         return
     allowed = budgets.max_drop
     if accuracy.drop > allowed:
-        broken.append(f"{accuracy.metric} drops by {accuracy.drop:.4g}, over the budget of {allowed:.4g}")
+        j.broken.append(f"{accuracy.metric} drops by {accuracy.drop:.4g}, over the budget of {allowed:.4g}")
     elif accuracy.drop_high is None or accuracy.drop_high > allowed:
         reach = "has no interval" if accuracy.drop_high is None else f"reaches {accuracy.drop_high:.4g}"
         detectable = accuracy.detectable_drop
         smallest = "" if detectable is None else f" The smallest drop these samples would show is {detectable:.4g}."
-        notes.append(
+        j.notes.append(
             Finding(
                 rule="BUDGET_UNCERTAIN",
                 severity="info",
@@ -81,17 +103,99 @@ def _unbudgeted_loss(accuracy: Accuracy) -> list[Finding]:
     ]
 
 
-def _latency(manifest: Manifest, budgets: Budgets, broken: list[str], open_: list[str], target: Target) -> None:
+def _latency(manifest: Manifest, budgets: Budgets, target: Target, j: _Judgement) -> None:
     if budgets.max_latency_ms is None:
         return
-    latency = manifest.metrics.latency
-    if not latency or latency.get("mode") != "measured" or latency.get("verdict") == "invalid":
-        why = "an emulated number cannot decide it" if latency else "it was not measured"
-        if latency and latency.get("verdict") == "invalid":
-            why = "the measurement is invalid: " + "; ".join(latency.get("reasons", ()))
-        open_.append(f"the latency budget of {budgets.max_latency_ms:g} ms for {target.name} is open: {why}")
+    limit, statistic = budgets.max_latency_ms, budgets.latency_statistic
+    numbers = [
+        *_measured_latency(manifest.metrics.latency, statistic),
+        *_predicted_latency(manifest.metrics.predicted_latency, statistic),
+    ]
+    number = next((n for n in numbers if strong_enough(n.mode, budgets.latency_mode) and not n.unusable), None)
+    if number is None:
+        why = _why_open(numbers, budgets.latency_mode)
+        j.open_.append(f"the latency budget of {limit:g} ms ({statistic}) for {target.name} is open: {why}")
+    elif number.value > limit:
+        j.broken.append(f"{number.what} {number.value:.3f} ms ({number.mode}) is over the budget of {limit:g} ms")
+
+
+def _measured_latency(latency: Mapping[str, Any] | None, statistic: str) -> list[_Number]:
+    if not latency:
+        return []
+    value = latency.get(f"{statistic}_ms")
+    unusable = ""
+    if latency.get("verdict") == "invalid":
+        unusable = "the measurement is invalid: " + "; ".join(latency.get("reasons", ()))
+    elif not isinstance(value, (int, float)):
+        unusable = f"its {statistic} is {value or 'not known'}; measure with --latency standard"
+    number = float(value) if isinstance(value, (int, float)) else 0.0
+    return [_Number(value=number, mode=str(latency.get("mode")), what=f"{statistic} latency", unusable=unusable)]
+
+
+def _predicted_latency(predicted: Mapping[str, Any] | None, statistic: str) -> list[_Number]:
+    """Return what is predicted, for the first of the ways that a device may be connected."""
+    for way, p in (predicted or {}).items():
+        if isinstance(p, Mapping) and isinstance(p.get("value"), (int, float)):
+            unusable = "" if statistic == "median" else f"a prediction has no {statistic}"
+            return [_Number(value=p["value"], mode="predicted", what=f"latency over {way}", unusable=unusable)]
+    return []
+
+
+def _why_open(numbers: list[_Number], wanted: str) -> str:
+    for number in numbers:
+        if number.unusable:
+            return number.unusable
+    if not numbers:
+        return "it was not measured"
+    article = "an emulated" if numbers[0].mode == "emulated" else f"a {numbers[0].mode}"
+    return f"{article} number cannot decide it, a {wanted} one is asked for"
+
+
+def _memory(manifest: Manifest, budgets: Budgets, target: Target, j: _Judgement) -> None:
+    """Hold the memory of program and tensors against its limit: the peak seen on a board, else what is planned."""
+    if budgets.max_memory_bytes is None:
         return
-    if latency["median_ms"] > budgets.max_latency_ms:
-        broken.append(
-            f"median latency {latency['median_ms']:.3f} ms is over the budget of {budgets.max_latency_ms:g} ms"
+    numbers = _memory_numbers(manifest)
+    number = next((n for n in numbers if strong_enough(n.mode, budgets.memory_mode)), None)
+    if number is None:
+        why = _why_open(numbers, budgets.memory_mode)
+        j.open_.append(f"the memory budget of {budgets.max_memory_bytes} bytes for {target.name} is open: {why}")
+    elif number.value > budgets.max_memory_bytes:
+        j.broken.append(
+            f"{number.what} of {number.value:.0f} bytes ({number.mode}) is over the budget of "
+            f"{budgets.max_memory_bytes}"
         )
+
+
+def _memory_numbers(manifest: Manifest) -> list[_Number]:
+    found = []
+    board = manifest.details.get("board") or {}
+    seen, mode = board.get("memory") or {}, (manifest.metrics.latency or {}).get("mode") or board.get("mode")
+    if mode and {"before_kib", "peak_kib"} <= set(seen):
+        grown = 1024 * (seen["peak_kib"] - seen["before_kib"])
+        found.append(_Number(value=grown, mode=mode, what="peak memory of runtime and program"))
+    arena, parameters = (manifest.metrics.memory.get(k) for k in ("arena_bytes", "parameter_bytes"))
+    if arena is not None and parameters is not None:
+        found.append(_Number(value=arena + parameters, mode="predicted", what="memory of tensors and parameters"))
+    return found
+
+
+def _share(share: float | None, least: float | None, where: str, j: _Judgement) -> None:
+    if least is None:
+        return
+    if share is None:
+        j.open_.append(f"the share of operators {where} is not known for this runtime")
+    elif share < least:
+        j.broken.append(f"{share:.1%} of the operators are {where}; the budget is at least {least:.1%}")
+
+
+def _mapped(manifest: Manifest) -> float | None:
+    placement = manifest.details.get("placement") or {}
+    mapped, total = placement.get("mapped"), placement.get("operators")
+    return mapped / total if isinstance(mapped, int) and isinstance(total, int) and total else None
+
+
+def _delegated(manifest: Manifest) -> float | None:
+    delegation = manifest.details.get("delegation") or {}
+    share = delegation.get("delegated_share")
+    return float(share) if isinstance(share, (int, float)) else None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge import errors, project
+from edge import budgets, errors, project
 from edge.calibration.recipe import Override
 from edge.signature import Preprocess
 
@@ -30,7 +30,7 @@ def test_all_problems_are_told_at_once() -> None:
         project.resolve(wrong)
     for part in (
         "source:",
-        "max_drop: could not convert",
+        "max_drop: 'lots'",
         "io: 'int7'",
         "recipe: recipe 'int3'",
         "calibration_samples: 0",
@@ -67,7 +67,13 @@ def test_a_file_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:
     assert (declared.shape, declared.layout) == ((1, 3, 32, 32), "NCHW")
     assert declared.preprocess == Preprocess(scale=0.5, mean=(1.0,), resize="bilinear")
     assert made.overrides == (Override(operator="SOFTMAX"), Override(tensor="head/.*"))
-    assert made.budgets.as_dict() == {"max_drop": 0.01, "max_latency_ms": 5.0, "max_size_bytes": 500_000.0}
+    assert made.budgets.as_dict() == {
+        "max_drop": 0.01,
+        "max_latency_ms": 5.0,
+        "latency_statistic": "median",
+        "latency_mode": "measured",
+        "max_size_bytes": 500_000.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,33 +94,33 @@ def test_a_wrong_file_is_one_message(tmp_path: Path, text: str, message: str) ->
 @given(st.floats(0, 100, allow_nan=False))
 def test_a_percentage_is_a_hundredth(value: float) -> None:
     """`x%` is x / 100 for 0 to 100."""
-    assert project.parse_share(f"{value!r}%") == pytest.approx(value / 100)
+    assert budgets.parse_share(f"{value!r}%") == pytest.approx(value / 100)
 
 
 @pytest.mark.parametrize("text", ["101%", "-1%", "nan", "two", ""])
 def test_what_is_no_share_is_refused(text: str) -> None:
     """Shares lie from 0 to 1."""
     with pytest.raises(ValueError, match=r"accepted|convert"):
-        project.parse_share(text)
+        budgets.parse_share(text)
 
 
 @pytest.mark.parametrize(("text", "ms"), [("5ms", 5.0), ("0.2s", 200.0), ("800us", 0.8), ("7", 7.0), (" 3 MS ", 3.0)])
 def test_durations(text: str, ms: float) -> None:
     """Durations have units; a plain number is milliseconds."""
-    assert project.parse_duration_ms(text) == pytest.approx(ms)
+    assert budgets.parse_duration_ms(text) == pytest.approx(ms)
 
 
 @pytest.mark.parametrize(("text", "size"), [("500kB", 500_000), ("2MiB", 2 * 2**20), ("12", 12), ("3B", 3)])
 def test_sizes(text: str, size: int) -> None:
     """Sizes have decimal and binary units; a plain number is bytes."""
-    assert project.parse_size(text) == size
+    assert budgets.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["0ms", "-5ms", "fast", "inf", "nan", "5 parsec"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     """A duration is a finite number above 0 with a known unit."""
     with pytest.raises(ValueError, match="accepted: a duration"):
-        project.parse_duration_ms(text)
+        budgets.parse_duration_ms(text)
 
 
 @pytest.mark.parametrize(

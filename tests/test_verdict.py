@@ -9,8 +9,8 @@ import pytest
 
 from edge import verdict
 from edge.artifact import Accuracy, Manifest, Metrics
+from edge.budgets import Budgets
 from edge.findings import Finding
-from edge.project import Budgets
 from edge.targets import registry
 from tests.test_artifact import manifest
 

@@ -20,6 +20,8 @@ _EXAMPLES = """Examples:
 
   edgekit build net.py:make_net --target rpi4 --target coral --calibration data.npz --max-drop 1%
 
+  edgekit build model.onnx --target coral --calibration images/ --preprocess scale=1/255 --fold-preprocessing
+
   edgekit build      (with an edgekit.toml in the folder)
 """
 
@@ -52,9 +54,12 @@ def build(
         ),
     ] = None,
     io: Annotated[str | None, typer.Option(help="dtype at the ends of an int8 program: int8, uint8, float32.")] = None,
-    max_drop: Annotated[str | None, typer.Option(help="Budget: loss of the metric, such as 1%.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="Budget: median latency, such as 5ms.")] = None,
-    max_size: Annotated[str | None, typer.Option(help="Budget: size of the program, such as 500kB.")] = None,
+    max_drop: options.MaxDrop = None,
+    max_latency: options.MaxLatency = None,
+    max_size: options.MaxSize = None,
+    max_memory: options.MaxMemory = None,
+    min_mapped: options.MinMapped = None,
+    min_delegated: options.MinDelegated = None,
     metric: Annotated[
         str | None, typer.Option(help="top1, top5, mae, psnr, miou, auc, ap50, ... or file.py:metric.")
     ] = None,
@@ -71,6 +76,10 @@ def build(
     split_outputs: Annotated[
         str | None, typer.Option(help="auto: branches of very different size (boxes, scores) get scales of their own.")
     ] = None,
+    fold_preprocessing: Annotated[
+        bool,
+        typer.Option("--fold-preprocessing", help="Scale, mean and std become part of the program: it takes pixels."),
+    ] = False,
     runtime: Annotated[
         list[str] | None, typer.Option(help="Another runtime of the target than its first; may be repeated.")
     ] = None,
@@ -85,9 +94,6 @@ def build(
     multiple_subgraphs: Annotated[
         bool, typer.Option("--multiple-subgraphs", help="Edge TPU: keep every mapped subgraph (compiler's -a).")
     ] = False,
-    min_delegated: Annotated[
-        str | None, typer.Option(help="Budget: share of operators on the delegate (ExecuTorch), such as 95%.")
-    ] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Compute everything anew; results are not stored either.")
     ] = False,
@@ -110,6 +116,9 @@ def build(
         "max_drop": max_drop,
         "max_latency": max_latency,
         "max_size": max_size,
+        "max_memory": max_memory,
+        "min_mapped": min_mapped,
+        "min_delegated": min_delegated,
         "metric": metric,
         "preprocess": options.preprocessing(preprocess) or None,
         "shapes": options.shapes(shape) or None,
@@ -118,30 +127,18 @@ def build(
         "layout": layout,
         "keep_float": keep_float,
         "split_outputs": split_outputs,
+        "fold_preprocessing": fold_preprocessing or None,
         "runtime": runtime,
         "calibration_samples": calibration_samples,
         "evaluation_samples": evaluation_samples,
         "latency": latency,
         "timeout_s": timeout,
-        "options": _runtime_options(multiple_subgraphs, min_delegated),
+        "options": {"multiple_subgraphs": True} if multiple_subgraphs else None,
         "cache": False if no_cache else None,
         "trust": trust or None,
         "output": output,
     }
     return _run(_project(given, config), as_json=json_, quiet=quiet)
-
-
-def _runtime_options(multiple_subgraphs: bool, min_delegated: str | None) -> dict[str, Any] | None:
-    from edge.errors import ConfigError
-    from edge.project import parse_share
-
-    found: dict[str, Any] = {"multiple_subgraphs": True} if multiple_subgraphs else {}
-    if min_delegated is not None:
-        try:
-            found["executorch"] = {"min_delegated": parse_share(min_delegated)}
-        except ValueError as error:
-            raise ConfigError(f"--min-delegated {error}.") from None
-    return found or None
 
 
 def _project(given: dict[str, Any], config: Path | None) -> Project:

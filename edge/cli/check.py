@@ -30,27 +30,31 @@ def check(
     kernels: Annotated[
         str | None, typer.Option(help="reference, builtin or xnnpack; default: what the target uses.")
     ] = None,
-    max_drop: Annotated[str | None, typer.Option(help="Budget in place of the artifact's, such as 1%.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="Budget in place of the artifact's, such as 5ms.")] = None,
+    max_drop: options.MaxDrop = None,
+    max_latency: options.MaxLatency = None,
+    max_size: options.MaxSize = None,
+    max_memory: options.MaxMemory = None,
+    min_mapped: options.MinMapped = None,
+    min_delegated: options.MinDelegated = None,
     metric: Annotated[str | None, typer.Option(help="top1, top5, mae, ... or file.py:metric.")] = None,
     latency: Annotated[str, typer.Option(help="Latency profile: none, smoke, quick, standard.")] = "smoke",
+    runner: Annotated[
+        str, typer.Option(help="Who runs it on a device: auto, python (the agent), native (compiled here, no Python).")
+    ] = "auto",
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
     """Verify digests and golden vectors, then accuracy against the float carrier, latency, and budgets."""
     from pathlib import Path
 
-    from edge import checkup, errors
-    from edge.project import Budgets, parse_duration_ms, parse_share
+    from edge import budgets, checkup, errors
     from edge.report import console, machine
 
-    try:
-        budgets = Budgets(
-            max_drop=parse_share(max_drop) if max_drop else None,
-            max_latency_ms=parse_duration_ms(max_latency) if max_latency else None,
-        )
-    except ValueError as error:
-        raise errors.ConfigError(f"A budget is {error}.") from None
+    problems: list[str] = []
+    given = (max_drop, max_latency, max_size, max_memory, min_mapped, min_delegated)
+    wanted = budgets.parse(dict(zip(budgets.KEYS, given, strict=True)), problems)
+    if problems:
+        raise errors.ConfigError("The budgets cannot be read:\n  " + "\n  ".join(problems))
     talk = Talk(quiet=quiet)
     try:
         checked = checkup.check(
@@ -61,7 +65,8 @@ def check(
                 kernels=kernels,
                 metric=metric,
                 latency_profile=latency,
-                budgets=budgets,
+                runner=runner,
+                budgets=wanted,
             ),
             talk,
         )

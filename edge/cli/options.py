@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edge.project import Dimension
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -16,6 +19,17 @@ Evaluation = Annotated[
     typer.Option(help="Labelled samples: .npz, .npy, image folder, .csv, or file.py:callable.", metavar="DATA"),
 ]
 ArtifactPath = Annotated[Path, typer.Argument(help="The folder that `edgekit build` wrote.", metavar="ARTIFACT")]
+MaxDrop = Annotated[str | None, typer.Option(help="Budget: loss of the metric, such as 1%.")]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option(help="Budget: '5ms', or '5ms p90 measured' (median, p90, p95, p99; measured, emulated, predicted)."),
+]
+MaxSize = Annotated[str | None, typer.Option(help="Budget: size of the program, such as 500kB.")]
+MaxMemory = Annotated[str | None, typer.Option(help="Budget: tensors and parameters in memory, such as 2MB.")]
+MinMapped = Annotated[str | None, typer.Option(help="Budget: share of operators on the Edge TPU, such as 95%.")]
+MinDelegated = Annotated[
+    str | None, typer.Option(help="Budget: share of operators on ExecuTorch's delegate, such as 95%.")
+]
 Preprocess = Annotated[
     list[str] | None,
     typer.Option(
@@ -24,7 +38,10 @@ Preprocess = Annotated[
     ),
 ]
 Shape = Annotated[
-    list[str] | None, typer.Option(help="Shape of an input: 'image=1,3,224,224'.", metavar="[INPUT=]N,...")
+    list[str] | None, typer.Option(
+        help="Shape of an input: 'image=1,3,224,224'; open at run time (ExecuTorch): 'steps=1,1..64,12'.",
+        metavar="[INPUT=]N,...",
+    ),
 ]
 
 
@@ -42,8 +59,8 @@ def values(texts: list[str] | None) -> dict[str, float]:
     return found
 
 
-def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
-    """Return shapes by input name; raise ConfigError."""
+def shapes(texts: list[str] | None) -> dict[str, tuple[Dimension, ...]]:
+    """Return shapes by input name, open dimensions included; raise ConfigError."""
     from edge.project import parse_shape
 
     found = {}
@@ -53,6 +70,17 @@ def shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
         except ValueError as error:
             raise ConfigError(f"--shape {error}") from None
         found[name] = shape
+    return found
+
+
+def fixed_shapes(texts: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """Return shapes by input name where none may be open; raise ConfigError."""
+    found = {}
+    for name, shape in shapes(texts).items():
+        sizes = tuple(d for d in shape if isinstance(d, int) and d > 0)
+        if len(sizes) != len(shape):
+            raise ConfigError(f"--shape {name}: an open dimension serves `edgekit build` only; give its size here.")
+        found[name] = sizes
     return found
 
 
