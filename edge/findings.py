@@ -25,3 +25,12 @@ class Finding:
     def __post_init__(self) -> None:
         if not self.rule.replace("_", "").isalnum() or self.rule != self.rule.upper():
             raise ValueError(f"rule id {self.rule!r} must be capitals, digits and underscores")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One question to an artifact and its answer: `open` where the numbers at hand decide nothing."""
+
+    check: str
+    state: Literal["pass", "fail", "open"]
+    message: str = ""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from edge.artifact import Accuracy, Manifest, Verdict
 from edge.budgets import Budgets, strong_enough
-from edge.findings import Finding
+from edge.findings import Finding, Outcome
 from edge.targets.base import Target
 
 # A loss of this share that the samples show is told even where nobody set a budget.
@@ -17,11 +17,13 @@ _NOTABLE_DROP = 0.01
 
 @dataclass
 class _Judgement:
-    """What is broken, what cannot be decided, and what is to be said besides."""
+    """How each question was answered, and what is to be said besides."""
 
-    broken: list[str]
-    open_: list[str] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     notes: list[Finding] = field(default_factory=list)
+
+    def add(self, check: str, state: Literal["pass", "fail", "open"], message: str = "") -> None:
+        self.outcomes.append(Outcome(check=check, state=state, message=message))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,41 +42,64 @@ def judge(manifest: Manifest, budgets: Budgets, target: Target, size_bytes: int)
     `fail`: a budget is broken or a finding is an error. `unchecked`: nothing failed, but accuracy was not checked or a
     budget cannot be decided by the numbers at hand. An interval that reaches over a kept budget is a finding.
     """
-    j = _Judgement([f"{f.rule}: {f.message}" for f in manifest.findings if f.severity == "error"])
-    _accuracy(manifest, budgets, j)
-    _latency(manifest, budgets, target, j)
-    _memory(manifest, budgets, target, j)
-    _share(_mapped(manifest), budgets.min_mapped, "mapped to the Edge TPU", j)
-    _share(_delegated(manifest), budgets.min_delegated, "on the delegate", j)
-    if budgets.max_size_bytes is not None and size_bytes > budgets.max_size_bytes:
-        j.broken.append(f"size {size_bytes} bytes is over the budget of {budgets.max_size_bytes}")
-    verdict: Verdict = "fail" if j.broken else "unchecked" if j.open_ else "pass"
+    j = _judged(manifest, budgets, target, size_bytes)
+    broken = [o.message for o in j.outcomes if o.state == "fail"]
+    open_ = [o.message for o in j.outcomes if o.state == "open"]
+    verdict: Verdict = "fail" if broken else "unchecked" if open_ else "pass"
     return replace(
         manifest,
         verdict=verdict,
-        reasons=tuple(dict.fromkeys(j.broken or j.open_)),
+        reasons=tuple(dict.fromkeys(broken or open_)),
         budgets=budgets.as_dict(),
         findings=tuple(dict.fromkeys((*manifest.findings, *j.notes))),
     )
 
 
+def outcomes(manifest: Manifest, target: Target, size_bytes: int) -> tuple[Outcome, ...]:
+    """Return how each question to a judged artifact was answered: accuracy, its budgets, findings that are errors."""
+    return tuple(_judged(manifest, Budgets.from_dict(manifest.budgets), target, size_bytes).outcomes)
+
+
+def _judged(manifest: Manifest, budgets: Budgets, target: Target, size_bytes: int) -> _Judgement:
+    j = _Judgement()
+    for f in manifest.findings:
+        if f.severity == "error":
+            j.add(f.rule, "fail", f"{f.rule}: {f.message}")
+    _accuracy(manifest, budgets, j)
+    _latency(manifest, budgets, target, j)
+    _memory(manifest, budgets, target, j)
+    _share("min_mapped", _mapped(manifest), budgets.min_mapped, "mapped to the Edge TPU", j)
+    _share("min_delegated", _delegated(manifest), budgets.min_delegated, "on the delegate", j)
+    if (most := budgets.max_size_bytes) is not None:
+        over = size_bytes > most
+        j.add("max_size", "fail" if over else "pass", _over(f"size {size_bytes} bytes", f"{most}", over))
+    return j
+
+
+def _over(what: str, limit: str, over: bool) -> str:
+    return f"{what} is over the budget of {limit}" if over else f"{what} is within the budget of {limit}"
+
+
 def _accuracy(manifest: Manifest, budgets: Budgets, j: _Judgement) -> None:
     accuracy = manifest.metrics.accuracy
     if accuracy is None:
-        j.open_.append("accuracy was not checked: no evaluation data was given (--evaluation DATA)")
+        j.add("accuracy", "open", "accuracy was not checked: no evaluation data was given (--evaluation DATA)")
         return
     if accuracy.metric.startswith("snr"):
         # Against itself the float source is exact: a drop in dB is no loss of any task.
         if budgets.max_drop is not None:
-            j.open_.append("the accuracy budget is open: the data has no labels, so only signal-to-noise could be told")
+            why = "the accuracy budget is open: the data has no labels, so only signal-to-noise could be told"
+            j.add("max_drop", "open", why)
         return
     if budgets.max_drop is None:
+        j.add("accuracy", "pass", f"{accuracy.metric} drops by {accuracy.drop:.4g}; no budget is set")
         j.notes += _unbudgeted_loss(accuracy)
         return
     allowed = budgets.max_drop
-    if accuracy.drop > allowed:
-        j.broken.append(f"{accuracy.metric} drops by {accuracy.drop:.4g}, over the budget of {allowed:.4g}")
-    elif accuracy.drop_high is None or accuracy.drop_high > allowed:
+    over = accuracy.drop > allowed
+    what = f"{accuracy.metric} drops by {accuracy.drop:.4g}, {'over' if over else 'within'} the budget of {allowed:.4g}"
+    j.add("max_drop", "fail" if over else "pass", what)
+    if not over and (accuracy.drop_high is None or accuracy.drop_high > allowed):
         reach = "has no interval" if accuracy.drop_high is None else f"reaches {accuracy.drop_high:.4g}"
         detectable = accuracy.detectable_drop
         smallest = "" if detectable is None else f" The smallest drop these samples would show is {detectable:.4g}."
@@ -114,9 +139,13 @@ def _latency(manifest: Manifest, budgets: Budgets, target: Target, j: _Judgement
     number = next((n for n in numbers if strong_enough(n.mode, budgets.latency_mode) and not n.unusable), None)
     if number is None:
         why = _why_open(numbers, budgets.latency_mode)
-        j.open_.append(f"the latency budget of {limit:g} ms ({statistic}) for {target.name} is open: {why}")
-    elif number.value > limit:
-        j.broken.append(f"{number.what} {number.value:.3f} ms ({number.mode}) is over the budget of {limit:g} ms")
+        j.add(
+            "max_latency", "open", f"the latency budget of {limit:g} ms ({statistic}) for {target.name} is open: {why}"
+        )
+        return
+    over = number.value > limit
+    what = f"{number.what} {number.value:.3f} ms ({number.mode})"
+    j.add("max_latency", "fail" if over else "pass", _over(what, f"{limit:g} ms", over))
 
 
 def _measured_latency(latency: Mapping[str, Any] | None, statistic: str) -> list[_Number]:
@@ -157,14 +186,14 @@ def _memory(manifest: Manifest, budgets: Budgets, target: Target, j: _Judgement)
         return
     numbers = _memory_numbers(manifest)
     number = next((n for n in numbers if strong_enough(n.mode, budgets.memory_mode)), None)
+    most = budgets.max_memory_bytes
     if number is None:
         why = _why_open(numbers, budgets.memory_mode)
-        j.open_.append(f"the memory budget of {budgets.max_memory_bytes} bytes for {target.name} is open: {why}")
-    elif number.value > budgets.max_memory_bytes:
-        j.broken.append(
-            f"{number.what} of {number.value:.0f} bytes ({number.mode}) is over the budget of "
-            f"{budgets.max_memory_bytes}"
-        )
+        j.add("max_memory", "open", f"the memory budget of {most} bytes for {target.name} is open: {why}")
+        return
+    over = number.value > most
+    what = f"{number.what} of {number.value:.0f} bytes ({number.mode})"
+    j.add("max_memory", "fail" if over else "pass", _over(what, f"{most}", over))
 
 
 def _memory_numbers(manifest: Manifest) -> list[_Number]:
@@ -180,13 +209,14 @@ def _memory_numbers(manifest: Manifest) -> list[_Number]:
     return found
 
 
-def _share(share: float | None, least: float | None, where: str, j: _Judgement) -> None:
+def _share(check: str, share: float | None, least: float | None, where: str, j: _Judgement) -> None:
     if least is None:
         return
     if share is None:
-        j.open_.append(f"the share of operators {where} is not known for this runtime")
-    elif share < least:
-        j.broken.append(f"{share:.1%} of the operators are {where}; the budget is at least {least:.1%}")
+        j.add(check, "open", f"the share of operators {where} is not known for this runtime")
+        return
+    message = f"{share:.1%} of the operators are {where}; the budget is at least {least:.1%}"
+    j.add(check, "fail" if share < least else "pass", message)
 
 
 def _mapped(manifest: Manifest) -> float | None:

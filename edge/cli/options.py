@@ -18,7 +18,23 @@ Evaluation = Annotated[
     str | None,
     typer.Option(help="Labelled samples: .npz, .npy, image folder, .csv, or file.py:callable.", metavar="DATA"),
 ]
+Device = Annotated[
+    str, typer.Option(help="local, coral, emulator:rpi4, ssh://pi@host, adb:SERIAL, or a name of devices.toml.")
+]
+Cpus = Annotated[str | None, typer.Option(help="Run on these processors only, such as 2,3.", metavar="N,...")]
+NoControls = Annotated[
+    bool, typer.Option("--no-controls", help="Leave the frequency governor alone; else it is performance meanwhile.")
+]
+Results = Annotated[Path, typer.Option("--output", "-o", help="Folder for the record and the raw samples.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="The folder that `edgekit build` wrote.", metavar="ARTIFACT")]
+Reports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--report",
+        help="Also write a report: .html, .md, .json, .xml (JUnit) or .sarif; may be repeated.",
+        metavar="FILE",
+    ),
+]
 MaxDrop = Annotated[str | None, typer.Option(help="Budget: loss of the metric, such as 1%.")]
 MaxLatency = Annotated[
     str | None,
@@ -95,3 +111,13 @@ def preprocessing(texts: list[str] | None) -> dict[str, Any]:
         named = bool(colon) and "=" not in name
         found[name if named else "0"] = parse_preprocess(rest if named else text)
     return found
+
+
+def cpu_numbers(text: str | None) -> tuple[int, ...]:
+    """Return the numbers of processors; raise ConfigError."""
+    if not text:
+        return ()
+    parts = text.split(",")
+    if not all(p.strip().isdecimal() for p in parts):
+        raise ConfigError(f"--cpus is {text!r}; accepted: numbers of processors, such as 2,3")
+    return tuple(sorted({int(p) for p in parts}))

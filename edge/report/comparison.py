@@ -63,7 +63,8 @@ def notes(artifacts: Sequence[Artifact]) -> list[str]:
     return found
 
 
-def _cells(r: dict[str, Any]) -> list[str]:
+def cells(r: dict[str, Any]) -> list[str]:
+    """Return the row of one record, in the order of COLUMNS."""
     latency = "-"
     if r["latency_ms"] is not None:
         mark = ", invalid" if r["latency_verdict"] == "invalid" else ""
@@ -99,7 +100,16 @@ def show(artifacts: Sequence[Artifact]) -> None:
     for column in COLUMNS:
         table.add_column(column)
     for artifact in artifacts:
-        table.add_row(*map(escape, _cells(record(artifact))))
+        table.add_row(*map(escape, cells(record(artifact))))
     console.print(table)
     for note in notes(artifacts):
         console.print(f"  {escape(note)}")
+
+
+def markdown(artifacts: Sequence[Artifact]) -> str:
+    """Return the table and its notes as Markdown."""
+    from edge.report.markdown import cell
+
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *(cells(record(a)) for a in artifacts)]
+    lines = [f"| {' | '.join(map(cell, row))} |" for row in rows]
+    return "\n".join([*lines, "", *(f"- {cell(note)}" for note in notes(artifacts)), ""]) + "\n"

@@ -201,6 +201,10 @@ def check_artifact(request: dict[str, Any], progress: Progress) -> dict[str, Any
     if request["golden"]:
         exact = request["golden_kernels"] == request["kernels"]
         findings += compare_golden(session, read_golden(Path(request["golden"])), exact=exact)
+    if request["runtime"] == "executorch":
+        from edge.targets.executorch import vectors
+
+        findings += vectors.repeat(Path(request["program"]))
     answer: dict[str, Any] = {"accuracy": None, "parity": [], "findings": [codec.to_json(f) for f in findings]}
     if request["evaluation"] is None:
         return answer
@@ -290,8 +294,13 @@ def measure_latency(request: dict[str, Any], progress: Progress) -> dict[str, An
     def run() -> None:
         session.run(inputs)
 
-    result = measure(run, profile=PROFILES[request["profile"]], setting=setting).latency
-    return {"latency": flat_latency(result)}
+    measured = measure(run, profile=PROFILES[request["profile"]], setting=setting)
+    return {"latency": {**flat_latency(measured.latency), "quantiles_ms": quantiles_ms(measured.samples_ns)}}
+
+
+def quantiles_ms(samples_ns: NDArray[np.int64]) -> list[float]:
+    """Return the 0th, 1st, ... 100th percentile of durations, in ms: what a plot of their distribution needs."""
+    return [round(float(q) / 1e6, 6) for q in np.percentile(samples_ns, range(101))]
 
 
 def _latency_inputs(signature: Signature, golden: str | None) -> dict[str, Array]:

@@ -63,6 +63,7 @@ def _details(path: Path, model: Any, views: list[Graph], found: coverage.Coverag
         "float_operators": len(found.left_float),
         "inner_conversions": found.conversions,
         "min_runtime_version": min_runtime_version(model),
+        "live_bytes": live_bytes(views[0]),
         "arena_note": "activations of subgraph 0; scratch buffers of kernels come on top",
     }
 
@@ -82,6 +83,15 @@ def arena_bytes(view: Graph) -> int:
             offset = max(offset, end)
         placed.append((offset, size, first, last))
     return max((offset + size for offset, size, _, _ in placed), default=0)
+
+
+def live_bytes(view: Graph) -> list[int]:
+    """Return the bytes of all activations that are held while each operator of a subgraph runs, in order."""
+    held = [0] * len(view.ops)
+    for size, first, last, _ in _lifetimes(view):
+        for index in range(max(first, 0), min(last, len(held) - 1) + 1):
+            held[index] += size
+    return held
 
 
 def _lifetimes(view: Graph) -> list[tuple[int, int, int, int]]:
