@@ -205,13 +205,14 @@ def _search(search: Mapping[str, Any] | None) -> list[str]:
 
 
 def _layers(search: Mapping[str, Any] | None) -> list[str]:
-    layers = [x for x in (search or {}).get("layers", ()) if isinstance(x.get("snr_db"), (int, float))]
+    layers = []
+    for layer in (search or {}).get("layers", ()):
+        worst = [x for x in (layer.get("weights_db"), layer.get("output_db")) if isinstance(x, (int, float))]
+        if worst:
+            layers.append((f"{layer['operator']} {layer['output']}", min(worst)))
     if not layers:
         return []
-    bars = [
-        Bar(name=str(x["name"]), value=max(x["snr_db"], 0.0), text=f"{x['snr_db']:.1f} dB")
-        for x in layers[:_MOST_LAYERS]
-    ]
+    bars = [Bar(name=name, value=max(db, 0.0), text=f"{db:.1f} dB") for name, db in layers[:_MOST_LAYERS]]
     title = "Signal-to-noise with only this layer quantized, worst first"
     rows = [(name, f"{db:.2f}") for name, db in layers]
     return [_figure(title, "emulated", plots.bars(title, bars, unit="dB"), ("layer", "dB"), rows)]
