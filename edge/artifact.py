@@ -128,6 +128,7 @@ class Manifest:
     verdict: Verdict
     reasons: tuple[str, ...]
     findings: tuple[Finding, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[FileRecord, ...] = ()
 

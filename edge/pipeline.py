@@ -15,17 +15,18 @@ from typing import Any
 from edge import artifact as artifacts
 from edge import cache, codec, isolate, verdict
 from edge.artifact import Artifact, Manifest, Metrics
-from edge.calibration.recipe import Recipe
+from edge.calibration.recipe import REFINEMENTS, Recipe, lacking
+from edge.devices.base import DeviceSpec
+from edge.devices.lock import locked
 from edge.errors import ConfigError, EdgekitError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.project import Project
 from edge.signature import Signature
+from edge.sources import routes
+from edge.stages import training
 from edge.targets import registry
 from edge.targets.base import Carrier, Inspection, Mode, Program, Target
-
-# Runtimes that correct int8 programs, and so what a search can refine.
-_SEARCHED = ("litert", "edgetpu")
 
 # Golden vectors, which the check writes beside the program.
 _GOLDEN = ("golden.npz", "model.bpte")
@@ -33,8 +34,9 @@ _GOLDEN = ("golden.npz", "model.bpte")
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One artifact to make: a target, the runtime that makes it, the recipe, the folder it goes to."""
+    """One artifact to make: a target (`named` as it was asked for), its runtime, the recipe, the folder it goes to."""
 
+    named: str
     target: Target
     runtime: str
     recipe: Recipe
@@ -56,6 +58,9 @@ class Imported:
     evaluation: Mapping[str, Any] | None
     calibration_record: Mapping[str, Any] | None
     evaluation_record: Mapping[str, Any] | None
+    training: Mapping[str, Any] | None = None
+    route: Mapping[str, Any] = field(default_factory=dict)
+    methods: tuple[Path, ...] = ()  # carriers of a module's further methods, beside the carrier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,7 @@ def resolve_steps(project: Project) -> tuple[Step, ...]:
         except ConfigError as error:
             problems.append(error.message)
             continue
-        steps += _steps_of(project, target, problems)
+        steps += _steps_of(project, name, target, problems)
     if any(s.recipe.needs_calibration for s in steps) and project.calibration is None:
         problems.append("calibration: the recipe needs representative samples (--calibration DATA)")
     if problems:
@@ -89,7 +94,7 @@ def resolve_steps(project: Project) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _steps_of(project: Project, target: Target, problems: list[str]) -> list[Step]:
+def _steps_of(project: Project, name: str, target: Target, problems: list[str]) -> list[Step]:
     """Return one step per runtime that was asked for and serves the target; without a wish the target's first."""
     served = [runtime for runtime in project.runtimes or target.runtimes[:1] if runtime in target.runtimes]
     if not served:
@@ -101,19 +106,31 @@ def _steps_of(project: Project, target: Target, problems: list[str]) -> list[Ste
         accepted = ", ".join(target.recipes)
         problems.append(f"recipe: target {target.name} does not run {recipe.name}; accepted: {accepted}")
         return []
+    problems += [text for runtime in served if (text := _open_sizes(project, target, runtime))]
     for runtime in served:
-        if (project.search or recipe.corrects) and runtime not in _SEARCHED:
-            wanted, accepted = "auto" if project.search else recipe.name, ", ".join(_SEARCHED)
-            problems.append(
-                f"recipe: {runtime} has no form of {wanted} or of --split-outputs; accepted for: {accepted}"
-            )
+        if refused := lacking(runtime, recipe, searching=project.search):
+            problems.append(f"recipe: {refused}")
             return []
     # Options of the project (--multiple-subgraphs, --min-delegated) win over the target's own, table by table.
     ready = replace(target, options=registry.merged(target.options, project.options))
     return [
-        Step(target=ready, runtime=runtime, recipe=recipe, destination=_destination(project, target, runtime))
+        Step(
+            named=name, target=ready, runtime=runtime, recipe=recipe, destination=_destination(project, target, runtime)
+        )
         for runtime in served
     ]
+
+
+def _open_sizes(project: Project, target: Target, runtime: str) -> str:
+    """Return why a runtime cannot take the declared open dimensions, empty where it can or there are none."""
+    opened = [name for name, declared in project.declaration.inputs.items() if declared.open]
+    if not opened or runtime == "executorch":
+        return ""
+    return (
+        f"shape: input {', '.join(map(repr, opened))} is declared with an open dimension, and {runtime} programs for "
+        f"{target.name} have fixed sizes; accepted by: executorch. Declare a size, such as --shape "
+        f"{opened[0]}=1,32, in a build of its own"
+    )
 
 
 def _destination(project: Project, target: Target, runtime: str) -> Path:
@@ -126,23 +143,39 @@ def build(project: Project, progress: Progress = isolate.no_progress) -> list[Ar
     steps = resolve_steps(project)
     with working_folder() as work:
         ready: dict[str, tuple[Imported, Built]] = {}
-        for carrier in dict.fromkeys(_carrier(step) for step in steps):
-            group = [step for step in steps if _carrier(step) == carrier]
-            ready |= _build_group(project, carrier, group, work, progress)
+        for carrier, fold in dict.fromkeys((_carrier(step), _fold(project, step)) for step in steps):
+            group = [step for step in steps if (_carrier(step), _fold(project, step)) == (carrier, fold)]
+            ready |= _build_group(project, carrier, group, work, progress, fold=fold)
         return [write(project, step, *ready[_key(step)], progress) for step in steps]
 
 
 def _carrier(step: Step) -> Carrier:
+    if step.runtime == "torch_mobile" and step.target.options.get("torch_mobile", {}).get("script"):
+        return "scripted"
     return registry.runtime(step.runtime).carrier
 
 
+def _fold(project: Project, step: Step) -> str:
+    """Return what a program with folded preprocessing takes, a kind of edge.sources.folding; empty without folding."""
+    if not project.fold_preprocessing:
+        return ""
+    if step.runtime == "coreml":
+        return "image"
+    delegates = step.target.options.get("executorch", {}).get("delegates", ())
+    # Core ML inside of ExecuTorch has no bytes.
+    return "float32" if step.runtime == "executorch" and "coreml" in delegates else "uint8"
+
+
 def _build_group(
-    project: Project, carrier: Carrier, steps: Sequence[Step], work: Path, progress: Progress
+    project: Project, carrier: Carrier, steps: Sequence[Step], work: Path, progress: Progress, *, fold: str = ""
 ) -> dict[str, tuple[Imported, Built]]:
     """Build the programs of all steps that start from one carrier, which is imported once."""
-    folder = work / carrier
+    folder = work / f"{carrier}{fold}"
     folder.mkdir()
-    imported = import_source(project, carrier, folder, progress)
+    imported = import_source(project, carrier, folder, progress, fold=fold)
+    if project.training is not None:
+        answer = training.run(project, carrier, [s.target for s in steps], codec.to_json(imported), folder, progress)
+        imported = codec.from_json(Imported, answer)
     built = {key: build_program(project, step, imported, folder, progress) for key, step in _unique(steps).items()}
     built = check_programs(project, steps, imported, built, folder, progress)
     built = measure_latency(project, steps, built, folder, progress)
@@ -182,24 +215,28 @@ def _kept(log: str | None) -> str | None:
     return None
 
 
-def import_source(project: Project, carrier: Carrier, work: Path, progress: Progress) -> Imported:
+def import_source(project: Project, carrier: Carrier, work: Path, progress: Progress, *, fold: str = "") -> Imported:
     """Convert and verify the source, and store the float source's outputs on the evaluation samples."""
     # Phones take channel-first tensors as they are; what stands on LiteRT wants channel-last.
     layout = project.layout or ("channel-last" if carrier == "litert" else "keep")
     data = [d for d in (project.calibration, project.evaluation) if d]
-    answer = cache.call(
-        cache.Job(
+
+    def attempt(crashed: Mapping[str, str]) -> Mapping[str, Any]:
+        job = cache.Job(
             stage="edge.stages.importing:import_source",
             request={
                 "source": project.source,
                 "carrier": carrier,
                 "declaration": codec.to_json(replace(project.declaration, layout=layout)),
+                "fold": fold,
                 "workdir": str(work),
+                "crashed": crashed,
                 "data": {
                     "calibration": project.calibration,
                     "evaluation": project.evaluation,
                     "calibration_samples": project.calibration_samples,
                     "evaluation_samples": project.evaluation_samples,
+                    "search": project.search,
                 },
             },
             root=work,
@@ -207,10 +244,10 @@ def import_source(project: Project, carrier: Carrier, work: Path, progress: Prog
             name="import",
             timeout_s=project.timeout_s,
             content=[project.source, *data],
-        ),
-        progress,
-        use=project.cache,
-    )
+        )
+        return cache.call(job, progress, use=project.cache)
+
+    answer = routes.past_crashes(attempt, work)
     return codec.from_json(Imported, answer)
 
 
@@ -220,7 +257,7 @@ def build_program(project: Project, step: Step, imported: Imported, work: Path, 
     folder = work / f"program-{hashlib.sha256(_key(step).encode()).hexdigest()[:12]}"
     folder.mkdir()
     found: Mapping[str, Any] = {}
-    if project.search and step.recipe.kind == "int8" and step.runtime in _SEARCHED:
+    if project.search and step.recipe.kind == "int8" and step.runtime in REFINEMENTS:
         found = search(project, step, imported, work, folder, progress)
         target = replace(step.target, options=registry.merged(step.target.options, found["options"]))
         step = replace(step, recipe=codec.from_json(Recipe, found["recipe"]), target=target)
@@ -230,6 +267,7 @@ def build_program(project: Project, step: Step, imported: Imported, work: Path, 
             stage="edge.stages.building:build_program",
             request={
                 "carrier": str(imported.carrier),
+                "methods": [str(path) for path in imported.methods],
                 "carrier_kind": _carrier(step),
                 "signature": codec.to_json(imported.signature),
                 "recipe": codec.to_json(step.recipe),
@@ -318,6 +356,7 @@ def check_programs(
                 "signature": codec.to_json(imported.signature),
                 "evaluation": imported.evaluation,
                 "reference": str(imported.reference),
+                "trained": imported.training is not None,
                 "metric": project.metric,
                 "programs": [
                     {
@@ -410,26 +449,25 @@ def time_program(
 
     None where this machine cannot run the program itself (Core ML): a stand-in's time would say nothing.
     """
-    answer = cache.call(
-        cache.Job(
-            stage="edge.stages.checking:measure_latency",
-            request={
-                "runtime": timing.runtime,
-                "path": str(timing.program),
-                "kernels": timing.kernels,
-                "threads": 1,
-                "profile": timing.profile,
-                "golden": str(timing.golden) if timing.golden else None,
-                "mode": timing.mode,
-            },
-            root=work,
-            workdir=work,
-            name="latency",
-            timeout_s=900.0,
-        ),
-        progress,
-        use=use_cache,
+    job = cache.Job(
+        stage="edge.stages.checking:measure_latency",
+        request={
+            "runtime": timing.runtime,
+            "path": str(timing.program),
+            "kernels": timing.kernels,
+            "threads": 1,
+            "profile": timing.profile,
+            "golden": str(timing.golden) if timing.golden else None,
+            "mode": timing.mode,
+        },
+        root=work,
+        workdir=work,
+        name="latency",
+        timeout_s=900.0,
     )
+    # Two runs that are timed at once would disturb each other.
+    with locked(DeviceSpec(kind="local"), progress=progress):
+        answer = cache.call(job, progress, use=use_cache)
     return answer["latency"]  # type: ignore[no-any-return]
 
 
@@ -483,11 +521,12 @@ def role_of(extra: Path) -> artifacts.FileRole:
 
 def write_reports(folder: Path, manifest: Manifest, roles: dict[str, artifacts.FileRole]) -> None:
     """Write report and manifest of an artifact whose other files are in place."""
-    from edge.report import markdown
+    from edge.report import html, markdown
 
     sized = artifacts.with_files(folder, manifest, roles)
     (folder / "report.md").write_text(markdown.render(sized), encoding="utf-8")
-    artifacts.write_manifest(folder, manifest, {**roles, "report.md": "report"})
+    (folder / "report.html").write_text(html.render([Artifact(path=folder, manifest=sized)]), encoding="utf-8")
+    artifacts.write_manifest(folder, manifest, {**roles, "report.html": "report", "report.md": "report"})
 
 
 def _manifest(project: Project, step: Step, imported: Imported, built: Built) -> Manifest:
@@ -516,9 +555,12 @@ def _manifest(project: Project, step: Step, imported: Imported, built: Built) ->
         verdict="unchecked",
         reasons=(),
         findings=tuple(dict.fromkeys((*findings, *found))),
+        settings=project.recorded(step.named, step.runtime),
         details={
             **inspection.details,
             **built.program.details,
+            **({"training": dict(imported.training)} if imported.training else {}),
+            "route": dict(imported.route),
             **({"rounding": check["rounding"]} if check.get("rounding") else {}),
         },
     )

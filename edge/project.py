@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge import budgets as budgets_
+from edge import codec
 from edge.budgets import Budgets
 from edge.calibration import recipe as recipes
 from edge.calibration.recipe import InputOutput, Override, Recipe
@@ -20,7 +21,18 @@ FILE = "edgekit.toml"
 DEFAULT_OUTPUT = "edgekit-build"
 DEFAULT_CALIBRATION_SAMPLES = 300
 AUTO = "auto"
+QAT = "qat"
 INPUT_KEYS = ("shape", "dtype", "layout", "preprocess", "value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A fine-tune with fake quantization: `function` is `file.py:train`, called as train(model, epoch) per epoch."""
+
+    function: str
+    epochs: int = 5
+    seed: int = 0
+    time_limit_s: float = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,7 @@ class Project:
     metric: str | None = None
     recipe: str | None = None
     search: bool = False
+    training: Training | None = None
     io: InputOutput | None = None
     overrides: tuple[Override, ...] = ()
     runtimes: tuple[str, ...] = ()
@@ -58,9 +71,16 @@ class Project:
         split = self.split_outputs and chosen.needs_calibration
         return replace(chosen, overrides=self.overrides, split_outputs=split)
 
+    def recorded(self, target: str, runtime: str) -> dict[str, Any]:
+        """Return what decides the artifact of one target, as JSON-compatible data: not where it goes, nor how fast."""
+        one = replace(self, targets=(target,), runtimes=(runtime,))
+        data: dict[str, Any] = codec.to_json(one)
+        return {key: value for key, value in data.items() if key not in ("output", "timeout_s", "cache")}
+
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "trust", "signature"),
+    "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "trust", "signature", "dequantize"),
+    "recipe": ("train", "epochs", "seed", "train_time"),
     "data": ("calibration", "evaluation", "calibration_samples", "evaluation_samples", "metric"),
     "build": (
         "targets",
@@ -169,7 +189,13 @@ def read_file(path: Path) -> dict[str, Any]:
             if key not in _SECTIONS[section]
         ]
     problems.raise_if_any(str(path))
-    for section, key in (("model", "source"), ("data", "calibration"), ("data", "evaluation"), ("build", "output")):
+    for section, key in (
+        ("model", "source"),
+        ("data", "calibration"),
+        ("data", "evaluation"),
+        ("build", "output"),
+        ("recipe", "train"),
+    ):
         value = tables.get(section, {}).get(key)
         if isinstance(value, str) and value and not Path(value).is_absolute():
             tables[section][key] = str(path.parent / value)
@@ -195,6 +221,7 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
         "evaluation_samples": c.take("evaluation_samples", _positive, get("evaluation_samples")),
         "recipe": c.take("recipe", _recipe_name, get("recipe")),
         "search": get("recipe") == AUTO or None,
+        "training": _training(settings, c),
         "io": c.take("io", _one_of("int8", "uint8", "float32"), get("io")),
         "overrides": c.take("keep_float", _overrides, get("keep_float")),
         "timeout_s": c.take("timeout_s", _positive_number, get("timeout_s")),
@@ -234,7 +261,30 @@ def default_name(source: str) -> str:
 
 def _recipe_name(value: Any) -> str | None:
     """`auto` means the target's own recipe, refined by a search within the accuracy budget."""
+    if value == QAT:
+        return "int8"
     return None if value == AUTO else recipes.named(value).name
+
+
+def _training(settings: Mapping[str, Any], c: _Collector) -> Training | None:
+    get = settings.get
+    if get("recipe") != QAT:
+        if get("train") and get("recipe") is not None:
+            c.problems.append(f"train: goes with the recipe {QAT}, not with {get('recipe')}")
+        return None
+    if not get("train"):
+        c.problems.append(
+            f"recipe: {QAT} needs a function that trains for one epoch, train(model, epoch): --train FILE.py:FUNCTION, "
+            f"or train = ... in [recipe] of {FILE}"
+        )
+        return None
+    seconds = c.take("train_time", budgets_.parse_duration_ms, get("train_time"))
+    given = {
+        "epochs": c.take("epochs", _positive, get("epochs")),
+        "seed": c.take("seed", int, get("seed")),
+        "time_limit_s": None if seconds is None else seconds / 1e3,
+    }
+    return Training(function=str(get("train")), **{k: v for k, v in given.items() if v is not None})
 
 
 def _positive(value: Any) -> int:
@@ -304,6 +354,7 @@ def _declaration(settings: Mapping[str, Any], c: _Collector) -> Declaration:
         or "other",
         labels=c.take("labels", _labels, settings.get("labels")) or (),
         trust=bool(settings.get("trust", False)),
+        dequantize=bool(settings.get("dequantize", False)),
         signature=str(settings.get("signature") or ""),
     )
 
@@ -353,8 +404,6 @@ def preprocess(value: Any) -> Preprocess:
     if unknown := [k for k in value if k not in known]:
         raise ValueError(f"no such key {', '.join(unknown)} ({', '.join(known)})")
     from pydantic import ValidationError
-
-    from edge import codec
 
     try:
         return codec.from_json(

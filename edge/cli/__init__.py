@@ -30,7 +30,11 @@ def application() -> typer.Typer:
         export,
         init,
         inspect,
+        profile,
+        report,
+        reproduce,
         sources,
+        sweep,
         targets,
     )
 
@@ -45,7 +49,7 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    modules = (build, check, compare, inspect, diagnose, compile_, export)
+    modules = (build, check, compare, profile, inspect, diagnose, report, reproduce, compile_, export, sweep)
     for module in (*modules, targets, sources, devices, emulator, cache, doctor, init, demo):
         module.register(app)
     app.callback(invoke_without_command=True)(_root(typer.Option(False, "--version", help="Print the version.")))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgekitError
 from edge.report import machine
-from edge.report.summary import size
+from edge.report.summary import predicted_label, size
 
 if TYPE_CHECKING:
     from edge.inspection import Inspected
@@ -69,5 +69,13 @@ def _show_details(console: Any, details: dict[str, Any]) -> None:
             f"  Edge TPU ({details.get('mode')}): {details['subgraphs']} subgraph(s), {on_chip} of parameters on chip, "
             f"{streamed} streamed at every inference"
         )
-    for transfer, p in details.get("latency_ms", {}).items():
-        console.print(f"  latency over {transfer} (predicted): {p['value']:.2f} ms [{p['low']:.2f}, {p['high']:.2f}]")
+    for how, p in details.get("latency_ms", {}).items():
+        told = f"{p['value']:.2f} ms [{p['low']:.2f}, {p['high']:.2f}]"
+        console.print(f"  {predicted_label(how)} (predicted, {p['rate']:.0%} interval): {told}", markup=False)
+    for method, ends in details.get("method_signatures", {}).items():
+        told = f"{', '.join(ends['inputs'])} -> {', '.join(ends['outputs'])}"
+        console.print(f"  method {method}: {told}", markup=False)
+    for name, most in details.get("largest_inputs", {}).items():
+        console.print(f"  {name} takes sizes up to {most}", markup=False)
+    if "latency_note" in details:
+        console.print(f"  {details['latency_note']}", markup=False)

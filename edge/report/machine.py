@@ -10,6 +10,7 @@ from typing import Any
 from edge import codec
 from edge.artifact import Artifact, Manifest, Metrics, Verdict
 from edge.findings import Finding
+from edge.report.timing import ComparisonRecord, ProfileRecord
 from edge.signature import Signature
 from edge.targets.base import Inspection
 
@@ -33,6 +34,7 @@ class BuildRecord:
     metrics: Metrics
     findings: tuple[Finding, ...]
     files: Mapping[str, str]
+    board: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ class LatencyInterval:
 class InspectRecord:
     """What `inspect --json` prints for one model; the Edge TPU's fields are null for other targets.
 
-    `subgraphs` counts Edge TPU subgraphs; `mode` is `predicted`, or `compiled` where the compiled package says it.
+    `latency_ms` is by link of an Edge TPU, or by number of threads of a board. `subgraphs` counts Edge TPU subgraphs;
+    `mode` is `predicted`, or `compiled` where the compiled package says it.
     """
 
     schema: int = VERSION
@@ -81,7 +84,13 @@ class InspectRecord:
     details: Mapping[str, Any]
 
 
-SCHEMAS: Mapping[str, Any] = {"build": BuildRecord, "inspect": InspectRecord, "manifest": Manifest}
+SCHEMAS: Mapping[str, Any] = {
+    "build": BuildRecord,
+    "inspect": InspectRecord,
+    "manifest": Manifest,
+    "profile": ProfileRecord,
+    "comparison": ComparisonRecord,
+}
 _EDGE_TPU = ("subgraphs", "on_chip_bytes", "off_chip_bytes", "latency_ms", "mode")
 
 
@@ -106,6 +115,7 @@ def build_record(artifact: Artifact) -> Any:
         metrics=m.metrics,
         findings=m.findings,
         files={f.role: f.path for f in reversed(m.files)},
+        board=m.details.get("board"),
     )
     return codec.to_json(record)
 
@@ -115,6 +125,7 @@ def inspect_record(model: str, runtime: str, found: Inspection) -> Any:
     details = dict(found.details)
     # Other runtimes count their own subgraphs under the same name; here the field is the Edge TPU's.
     predicted = {key: details.pop(key, None) for key in _EDGE_TPU} if "placement" in details else {}
+    latency = predicted.get("latency_ms") or details.pop("latency_ms", None) or {}
     record = InspectRecord(
         model=model,
         runtime=runtime,
@@ -134,8 +145,8 @@ def inspect_record(model: str, runtime: str, found: Inspection) -> Any:
         subgraphs=predicted.get("subgraphs"),
         on_chip_bytes=predicted.get("on_chip_bytes"),
         off_chip_bytes=predicted.get("off_chip_bytes"),
-        latency_ms={name: LatencyInterval(**p) for name, p in (predicted.get("latency_ms") or {}).items()},
-        mode=predicted.get("mode"),
+        latency_ms={name: LatencyInterval(**p) for name, p in latency.items()},
+        mode=predicted.get("mode") or ("predicted" if latency else None),
         parameter_bytes=found.parameter_bytes,
         arena_bytes=found.arena_bytes,
         signature=found.signature,

@@ -109,12 +109,21 @@ def _validity(latency: Mapping[str, Any]) -> str:
 def _predicted_rows(predicted: Mapping[str, Any]) -> list[Row]:
     return [
         Row(
-            label=f"latency over {transfer}",
+            label=predicted_label(how),
             value=f"{p['value']:.2f} ms [{p['low']:.2f}, {p['high']:.2f}]",
-            mode="predicted",
+            # Older artifacts do not say how sure their interval is.
+            mode=f"predicted, {p['rate']:.0%} interval" if "rate" in p else "predicted",
         )
-        for transfer, p in predicted.items()
+        for how, p in predicted.items()
     ]
+
+
+def predicted_label(how: str) -> str:
+    """Return the label of a prediction: over a link (`usb3`), or with so many threads (`threads_4`)."""
+    if how.startswith("threads_"):
+        count = how.removeprefix("threads_")
+        return f"latency on the board, {count} thread{'' if count == '1' else 's'}"
+    return f"latency over {how}"
 
 
 def _rounding_rows(rounding: Mapping[str, Any] | None) -> list[Row]:
@@ -170,6 +179,8 @@ def rows(manifest: Manifest) -> list[Row]:
     found += _delegation_rows(manifest.details.get("delegation"))
     if metrics.predicted_latency:
         found += _predicted_rows(metrics.predicted_latency)
+    elif note := manifest.details.get("latency_note"):
+        found.append(Row(label="latency on the board", value=str(note)))
     if metrics.latency:
         found += _latency_rows(metrics.latency)
     found += _board_rows(manifest.details.get("board"))
