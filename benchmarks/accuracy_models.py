@@ -10,6 +10,8 @@ import numpy as np
 
 SEED = 11
 _EPOCHS = 25
+HEAD = "box and score head"
+_PIXELS = 40.0
 _HELD_OUT = 600
 
 
@@ -36,6 +38,9 @@ def _network(body: Callable[[Any, Any], Any]) -> Any:
     k.utils.set_random_seed(SEED)
     image = k.Input((8, 8, 1), name="image")
     x = body(k, image)
+    if body is _boxes:
+        scores = k.layers.Dense(10, activation="softmax")(x)
+        return k.Model(image, k.layers.Concatenate(name="detection")([k.layers.Dense(4)(x) * _PIXELS, scores]))
     return k.Model(image, k.layers.Dense(10, activation="softmax", name="digit")(x))
 
 
@@ -83,8 +88,14 @@ def _sharp(k: Any, x: Any) -> Any:
     return k.layers.Dense(24, activation="relu")(x) * 5.0
 
 
+def _boxes(k: Any, x: Any) -> Any:
+    """The features of a detector's head; `train` gives it boxes in pixels beside scores below 1."""
+    return k.layers.Dense(32, activation="relu")(_plain(k, x))
+
+
 BODIES: dict[str, Callable[[Any, Any], Any]] = {
     "plain cnn": _plain,
+    HEAD: _boxes,
     "outlier channels": _plain,
     "depthwise, no batch norm": _depthwise,
     "hardswish, squeeze-excite": _squeeze_excite,
@@ -99,13 +110,32 @@ def train(name: str, data: Path, folder: Path) -> Path:
     model = _network(BODIES[name])
     with np.load(data) as arrays:
         x, y = arrays["x_train"], arrays["y_train"]
-    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy")
+    if name == HEAD:
+        y = np.concatenate([_corners(x), np.eye(10)[y]], axis=1).astype(np.float32)
+    model.compile(optimizer="adam", loss=_detection_loss if name == HEAD else "sparse_categorical_crossentropy")
     model.fit(x, y, epochs=_EPOCHS, batch_size=32, verbose=0)
     if name == "outlier channels":
         _make_outliers(model)
     path = folder / f"{name.replace(' ', '-').replace(',', '')}.keras"
+    model.compile()  # without the loss, which another program could not load
     model.save(path)
     return path
+
+
+def _corners(images: Any) -> Any:
+    """Return the box around the ink of each image, [N, 4] in pixels of a 320 x 320 picture."""
+    found = []
+    for ink in images[..., 0] > 0.3:
+        rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+        found.append([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1])
+    return np.asarray(found, np.float32) * _PIXELS
+
+
+def _detection_loss(wanted: Any, found: Any) -> Any:
+    import keras as k
+
+    distance = k.ops.mean(((wanted[:, :4] - found[:, :4]) / _PIXELS) ** 2, axis=-1)
+    return k.losses.categorical_crossentropy(wanted[:, 4:], found[:, 4:]) + 0.1 * distance
 
 
 def _make_outliers(model: Any) -> None:

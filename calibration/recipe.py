@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -10,11 +11,20 @@ Scheme = Literal["float32", "float16", "dynamic", "weight-only", "int8", "int8x1
 InputOutput = Literal["int8", "uint8", "float32"]
 Granularity = Literal["channel", "tensor"]
 Estimator = Literal["minmax", "moving-average", "percentile", "mse", "entropy"]
+WeightEstimator = Literal["minmax", "mse"]
 
 # Schemes that quantize activations statically and so need calibration data.
 STATIC_SCHEMES = frozenset({"int8", "int8x16"})
 DEFAULT_PERCENTILE = 99.99
-_PER_TENSOR, _TUNED, _EQUALIZED, _CORRECTED = "per-tensor", "tuned", "equalized", "corrected"
+_PER_TENSOR, _WEIGHTS_MSE, _TUNED = "per-tensor", "weights-mse", "tuned"
+_EQUALIZED, _ROUNDED, _CORRECTED, _SPLIT = "equalized", "rounded", "corrected", "split outputs"
+_ALL = frozenset({_WEIGHTS_MSE, _TUNED, _EQUALIZED, _ROUNDED, _CORRECTED, _SPLIT})
+# What each runtime can refine; one that is not here has the estimators of activation ranges at most.
+REFINEMENTS: Mapping[str, frozenset[str]] = {
+    "litert": _ALL,
+    "edgetpu": _ALL,
+    "executorch": frozenset({_WEIGHTS_MSE, _CORRECTED}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +51,10 @@ class Recipe:
 
     For the static schemes: `estimator` chooses activation ranges, `percentile` belongs to the estimator of that name;
     `tune_ranges` then moves the ends of the worst ones by what the outputs lose; `equalize` balances channels between
-    layers first; `bias_correction` removes the mean error of each channel afterwards. `split_outputs` gives branches of
-    different size that an output joins (boxes and scores) scales of their own.
+    layers first; `adaptive_rounding` then chooses for each weight of the worst layers the step above or below it;
+    `bias_correction` removes the mean error of each channel afterwards. `split_outputs` gives branches of
+    different size that an output joins (boxes and scores) scales of their own. `weights` chooses the step of int8
+    weights, per channel or tensor: by the largest one, or with the least squared error.
     """
 
     scheme: Scheme = "int8"
@@ -58,6 +70,8 @@ class Recipe:
     tune_ranges: bool = False
     equalize: bool = False
     bias_correction: bool = False
+    weights: WeightEstimator = "minmax"
+    adaptive_rounding: bool = False
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -77,9 +91,22 @@ class Recipe:
         return self.corrects or self.estimator != "minmax"
 
     @property
+    def refinements(self) -> frozenset[str]:
+        """Return what it changes beyond the ranges of activations, in the words of `REFINEMENTS`."""
+        asked = {
+            _WEIGHTS_MSE: self.weights != "minmax",
+            _TUNED: self.tune_ranges,
+            _EQUALIZED: self.equalize,
+            _ROUNDED: self.adaptive_rounding,
+            _CORRECTED: self.bias_correction,
+            _SPLIT: self.split_outputs,
+        }
+        return frozenset(name for name, wanted in asked.items() if wanted)
+
+    @property
     def corrects(self) -> bool:
-        """Whether it changes more than ranges: what only runtimes on LiteRT flatbuffers do."""
-        return self.tune_ranges or self.equalize or self.bias_correction or self.split_outputs
+        """Whether it changes more than the ranges of activations, which not all runtimes do."""
+        return bool(self.refinements)
 
     @property
     def kind(self) -> str:
@@ -96,16 +123,18 @@ class Recipe:
             parts.append(self.estimator)
         if self.estimator == "percentile" and self.percentile != DEFAULT_PERCENTILE:
             parts.append(f"{self.percentile:g}")
-        parts += [_TUNED] * self.tune_ranges + [_EQUALIZED] * self.equalize + [_CORRECTED] * self.bias_correction
+        parts += [_WEIGHTS_MSE] * (self.weights == "mse") + [_TUNED] * self.tune_ranges + [_EQUALIZED] * self.equalize
+        parts += [_ROUNDED] * self.adaptive_rounding + [_CORRECTED] * self.bias_correction
         return "-".join(parts)
 
 
 NAMES = ("float32", "float16", "dynamic", "dynamic-4", "weight-only", "weight-only-4", "int8", "int8x16")
-REFINED = "int8[-per-tensor][-ESTIMATOR][-tuned][-equalized][-corrected]"
+REFINED = "int8[-per-tensor][-ESTIMATOR][-weights-mse][-tuned][-equalized][-rounded][-corrected]"
 _NAME = re.compile(
     rf"(?P<kind>{'|'.join(sorted(NAMES, key=len, reverse=True))})(?P<tensor>-{_PER_TENSOR})?"
     rf"(?:-(?P<estimator>{'|'.join(get_args(Estimator))}))?(?:(?<=percentile)-(?P<percentile>\d+(?:\.\d+)?))?"
-    rf"(?P<tuned>-{_TUNED})?(?P<equalized>-{_EQUALIZED})?(?P<corrected>-{_CORRECTED})?"
+    rf"(?P<weights>-{_WEIGHTS_MSE})?(?P<tuned>-{_TUNED})?(?P<equalized>-{_EQUALIZED})?(?P<rounded>-{_ROUNDED})?"
+    rf"(?P<corrected>-{_CORRECTED})?"
 )
 
 
@@ -129,4 +158,17 @@ def named(name: str, *, io: InputOutput = "int8") -> Recipe:
         tune_ranges=bool(found["tuned"]),
         equalize=bool(found["equalized"]),
         bias_correction=bool(found["corrected"]),
+        weights="mse" if found["weights"] else "minmax",
+        adaptive_rounding=bool(found["rounded"]),
     )
+
+
+def lacking(runtime: str, recipe: Recipe, *, searching: bool = False) -> str | None:
+    """Return why a runtime cannot make a recipe's refinements, or search for them; None where it can."""
+    known = REFINEMENTS.get(runtime, frozenset())
+    if searching and not known:
+        return f"{runtime} has no form of auto; accepted for: {', '.join(REFINEMENTS)}"
+    if odd := sorted(recipe.refinements - known):
+        have = [name for name, words in REFINEMENTS.items() if recipe.refinements <= words]
+        return f"{runtime} makes no int8 program with {', '.join(odd)}; accepted for: {', '.join(have)}"
+    return None

@@ -12,7 +12,7 @@ from edge.calibration.selection import Selection
 from edge.findings import Finding
 from edge.signature import Signature
 
-Group = Literal["estimators", "tuned", "corrected", "equalized", "split", "mixed"]
+Group = Literal["estimators", "tuned", "corrected", "equalized", "split", "mixed", "rounded"]
 DEFAULT_BUDGET = 0.01
 SELECTION_SAMPLES = 500
 # From so many samples that nothing else uses on, they choose; below, a third of the calibration samples does.

@@ -12,6 +12,8 @@ from edge.signature import Signature
 
 # Below this many samples a split would leave too few on either side to say anything.
 LEAST_TO_SPLIT = 200
+# A search chooses on so many samples that nothing else uses, at most half of those that do not calibrate.
+SEARCH_SAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,11 @@ class Plan:
 
 
 def plan(signature: Signature, request: Mapping[str, Any]) -> Plan:
-    """Decide from `{calibration, evaluation, calibration_samples, evaluation_samples}` of the project.
+    """Decide from `{calibration, evaluation, calibration_samples, evaluation_samples, search}` of the project.
 
     With evaluation data of its own (or separate train and test parts in one file), all of it evaluates. Otherwise, from
-    200 samples on, those that did not calibrate evaluate; below that the same samples do both, which is a finding.
+    200 samples on, those that did not calibrate evaluate; below that the same samples do both, which is a finding. With
+    `search`, up to 500 of those that did not calibrate are left to choose a recipe by, and do not evaluate.
     """
     calibration, evaluation = request.get("calibration"), request.get("evaluation")
     wanted, most = int(request["calibration_samples"]), request.get("evaluation_samples")
@@ -58,7 +61,7 @@ def plan(signature: Signature, request: Mapping[str, Any]) -> Plan:
     count = _count(source)
     same = open_dataset(evaluation or calibration, signature, role="evaluation").digest() == source.digest()
     if same and not evaluation:
-        return _split(calibration, signature, count, wanted, most)
+        return _split(calibration, signature, count, wanted, most, reserve=bool(request.get("search")))
     return Plan(
         signature=signature,
         calibration=Selection(location=calibration, role="calibration", indices=_part(count, wanted)),
@@ -91,7 +94,9 @@ def _limited(location: str, signature: Signature, most: int | None) -> Selection
     return Selection(location=location, role="evaluation", indices=_part(count, most))
 
 
-def _split(location: str, signature: Signature, count: int, wanted: int, most: int | None) -> Plan:
+def _split(
+    location: str, signature: Signature, count: int, wanted: int, most: int | None, *, reserve: bool
+) -> Plan:
     if count < LEAST_TO_SPLIT:
         both = _part(count, wanted)
         return Plan(
@@ -101,6 +106,9 @@ def _split(location: str, signature: Signature, count: int, wanted: int, most: i
             findings=(_same_samples(count),),
         )
     calibrating, rest = split(count, min(wanted, count // 2))
+    if reserve:
+        chosen = set(spread(len(rest), min(SEARCH_SAMPLES, len(rest) // 2)))
+        rest = tuple(index for place, index in enumerate(rest) if place not in chosen)
     if most is not None:
         rest = tuple(rest[i] for i in spread(len(rest), most))
     return Plan(

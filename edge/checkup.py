@@ -74,7 +74,7 @@ def check(path: Path, request: Request, progress: Progress = isolate.no_progress
     """
     opened = artifacts.read(path)
     manifest = opened.manifest
-    target = _target_of(manifest)
+    target = target_of(manifest)
     if request.device != "local" and not request.device.startswith("coral"):
         return _on_board(opened, target, request, progress)
     place = place_of(opened, target, request)
@@ -115,7 +115,9 @@ def _on_board(opened: Artifact, target: Target, request: Request, progress: Prog
             progress=progress,
         )
     checked = _checked(opened, record, record["latency"], record["mode"], request.budgets, target)
-    board = {key: record[key] for key in ("device", "mode", "runner", "facts", "golden", "instructions", "memory")}
+    board = {
+        key: record[key] for key in ("device", "mode", "runner", "facts", "golden", "instructions", "memory", "tool")
+    }
     return replace(checked, manifest=replace(checked.manifest, details={**checked.manifest.details, "board": board}))
 
 
@@ -151,7 +153,7 @@ def compile_artifact(path: Path, options: Mapping[str, Any], progress: Progress 
             f"{path} was built for {manifest.target} with {manifest.runtime}; only edgetpu artifacts are compiled.",
             hint="Build one with --target coral.",
         )
-    given = {**_target_of(manifest).options, **options}
+    given = {**target_of(manifest).options, **options}
     with working_folder() as work:
         answer = isolate.call(
             "edge.stages.building:compile_program",
@@ -184,7 +186,8 @@ def _with_compiled(opened: Artifact, answer: Mapping[str, Any]) -> Artifact:
     return artifacts.read(opened.path)
 
 
-def _target_of(manifest: Manifest) -> Target:
+def target_of(manifest: Manifest) -> Target:
+    """Return the target of an artifact, or one with the host's rules where its own is not at hand."""
     try:
         return registry.target(manifest.target)
     except ConfigError:

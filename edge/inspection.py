@@ -17,6 +17,10 @@ from edge.targets import registry
 from edge.targets.base import Inspection, Target
 
 
+# Programs for phones, by the runtime that reads them.
+_PROGRAMS = {".pte": "executorch", ".ptl": "torch_mobile", ".mlpackage": "coreml"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to look for."""
@@ -68,6 +72,8 @@ def inspect(
         return _look(opened.program, model, request, opened.manifest.runtime)
     if path.is_file() and _is_flatbuffer(path):
         return _look(path, model, request, None)
+    if path.suffix in _PROGRAMS and path.exists():
+        return _look(path, model, request, _PROGRAMS[path.suffix])
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         carrier = _convert(model, Path(folder), request, progress)
         return _look(carrier, model, request, None)
@@ -81,7 +87,7 @@ def _is_flatbuffer(path: Path) -> bool:
 
 
 def _look(path: Path, model: str, request: Request, runtime: str | None) -> Inspected:
-    name = request.target.runtimes[0] if request.target else runtime or _runtime_of(path)
+    name = runtime or (request.target.runtimes[0] if request.target else _runtime_of(path))
     # Reading a flatbuffer runs nothing of it, so no child process is needed: this keeps `inspect` fast.
     found = registry.runtime(name).inspect(path, request.target, request.options)
     return Inspected(model=model, runtime=name, inspection=found)

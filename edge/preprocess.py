@@ -68,7 +68,8 @@ class Placement:
 def place(raw: tuple[int, int], size: tuple[int, int], fit: Fit) -> Placement:
     """Return where an image of `raw` (height, width) lies in an input of `size` (height, width).
 
-    `crop` takes the largest centred box of the input's aspect ratio; `letterbox` keeps the whole image, centred.
+    `crop` takes the largest centred box of the input's aspect ratio; `letterbox` keeps the whole image, centred;
+    `corner` keeps it too, at the top left.
     Lengths are rounded half up and at least 1; an odd pixel of margin falls to the bottom or right.
     """
     (h, w), (height, width) = raw, size
@@ -77,10 +78,10 @@ def place(raw: tuple[int, int], size: tuple[int, int], fit: Fit) -> Placement:
         crop_h = h if wide else _ratio(w, height, width)
         crop_w = _ratio(h, width, height) if wide else w
         return Placement(box=((h - crop_h) // 2, (w - crop_w) // 2, crop_h, crop_w), size=size)
-    if fit == "letterbox":
+    if fit in ("letterbox", "corner"):
         inner_h = _ratio(h, width, w) if wide else height
         inner_w = width if wide else _ratio(w, height, h)
-        offset = ((height - inner_h) // 2, (width - inner_w) // 2)
+        offset = ((height - inner_h) // 2, (width - inner_w) // 2) if fit == "letterbox" else (0, 0)
         return Placement(box=(0, 0, h, w), size=(inner_h, inner_w), offset=offset)
     return Placement(box=(0, 0, h, w), size=size)
 

@@ -91,6 +91,7 @@ def render(source: str, targets: tuple[str, ...], signature: Signature) -> str:
         "[build]",
         f"targets = [{', '.join(_text(t) for t in targets)}]",
         '# recipe = "int8"   # float32, float16, dynamic, weight-only, int8, int8x16',
+        "# fold_preprocessing = true   # scale, mean and std become part of the program, which takes uint8 pixels",
         f"output = {_text(project.DEFAULT_OUTPUT)}",
         "",
         "[budgets]",

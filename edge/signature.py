@@ -10,7 +10,7 @@ from typing import Literal
 DTYPES = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
 Layout = Literal["NHWC", "NCHW", "NLC", "NCL", "other"]
 Resize = Literal["none", "nearest", "bilinear", "area", "antialias"]
-Fit = Literal["stretch", "crop", "letterbox"]
+Fit = Literal["stretch", "crop", "letterbox", "corner"]
 Colour = Literal["rgb", "bgr", "gray"]
 Task = Literal["classification", "regression", "segmentation", "detection", "other"]
 
@@ -64,9 +64,9 @@ class Preprocess:
     """How a raw sample becomes the model's input: value = (raw * scale - mean) / std, in float32.
 
     Images are first brought to the input's height and width: `resize` names the kernel, `fit` how the aspect ratio is
-    treated (`crop`: the centre; `letterbox`: padded with `pad_value`, in raw units). `colour` is the channel order the
-    model wants. `mean` and `std` have one value, or one per channel, in units of raw * scale. See edge.preprocess for
-    the exact arithmetic.
+    treated (`crop`: the centre; `letterbox`: centred and padded with `pad_value`, in raw units; `corner`: the same, but
+    at the top left). `colour` is the channel order the model wants. `mean` and `std` have one value, or one per
+    channel, in units of raw * scale. See edge.preprocess for the exact arithmetic.
     """
 
     resize: Resize = "none"

@@ -229,3 +229,9 @@ def _delegated(manifest: Manifest) -> float | None:
     delegation = manifest.details.get("delegation") or {}
     share = delegation.get("delegated_share")
     return float(share) if isinstance(share, (int, float)) else None
+
+
+def accelerated(manifest: Manifest) -> float | None:
+    """Return the share of operators on the Edge TPU or on a delegate, None where the runtime knows of none."""
+    mapped = _mapped(manifest)
+    return _delegated(manifest) if mapped is None else mapped

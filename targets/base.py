@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
-Carrier = Literal["litert", "exported"]
+Carrier = Literal["litert", "exported", "scripted"]
 Mode = Literal["measured", "emulated", "predicted"]
 Status = Literal["supported", "maintenance", "legacy"]
 

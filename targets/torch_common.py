@@ -16,6 +16,7 @@ import numpy as np
 from edge import codec
 from edge.errors import ConversionError, DataError, MissingPackageError, SourceError
 from edge.signature import DTYPES, Signature, TensorSpec
+from edge.targets import torch_fake_quant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -98,6 +99,7 @@ def load_exported(path: Path, signature: Signature | None = None) -> Exported:
     """
     torch = import_torch()
     extra = {SIGNATURE_FILE: ""}
+    torch_fake_quant.operators()  # a network may bring learned scales
     try:
         with quiet():
             program = torch.export.load(str(path), extra_files=extra)

@@ -9,6 +9,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +72,19 @@ def served(made: Board) -> Iterator[Server]:
         pytest.skip(error.message)
     with server:
         yield server
+
+
+@contextlib.contextmanager
+def jump_host() -> Iterator[Server]:
+    """Yield an sshd that forwards connections and gives nobody a shell: a jump host."""
+    nobody: Any = SimpleNamespace(enter=["/bin/false"])
+    with Server(nobody) as made:
+        made.drop_connections()
+        config = made.place / "sshd_config"
+        text = config.read_text(encoding="utf-8")
+        config.write_text(text.replace("AllowTcpForwarding no", "AllowTcpForwarding yes"), encoding="utf-8")
+        made.start()
+        yield made
 
 
 def spec_of(server: Server, **options: str) -> DeviceSpec:

@@ -40,13 +40,14 @@ def samples(signature: Signature, count: int = 16, seed: int = 0) -> list[Sample
     ]
 
 
-def imported(name: str, folder: Path) -> Model:
-    """Return one architecture of the zoo as a model in the exported carrier."""
+def imported(name: str, folder: Path, module: Any = None) -> Model:
+    """Return one architecture of the zoo, or a trained `module` of it, as a model in the exported carrier."""
     import torch
 
     from tests import zoo
 
-    module, examples = zoo.make(name)
+    made, examples = zoo.make(name)
+    module = made if module is None else module
     program = torch.export.export(module, examples)
     found = carrier.unnamed(program)
     inputs = tuple(

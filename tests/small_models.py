@@ -44,9 +44,13 @@ def _train() -> tuple[Any, ...]:
     return w1, b1, w2, b2
 
 
-def classifier() -> bytes:
-    """Return the trained classifier: x float32[1, 16] -> y float32[1, 4] (softmax), as a LiteRT flatbuffer."""
-    w1, b1, w2, b2 = (np.asarray(v, np.float32) for v in _train())
+def classifier(*, disturbed: float = 0.0) -> bytes:
+    """Return the trained classifier: x float32[1, 16] -> y float32[1, 4] (softmax), as a LiteRT flatbuffer.
+
+    `disturbed` adds noise of that standard deviation to its weights: a worse classifier of the same form.
+    """
+    random = np.random.default_rng(7)
+    w1, b1, w2, b2 = (np.asarray(v + disturbed * random.normal(size=v.shape), np.float32) for v in _train())
     builder = GraphBuilder()
     x = builder.input("x", (1, _FEATURES))
     hidden = builder.fully_connected(x, w1, b1, name="hidden", fusedActivationFunction=1)

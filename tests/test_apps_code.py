@@ -210,11 +210,11 @@ def test_nasty_names_mean_the_same_in_cpp(tmp_path: Path) -> None:
 
 
 RESIZES: tuple[Resize, ...] = ("nearest", "bilinear", "area", "antialias")
-FITS: tuple[Fit, ...] = ("stretch", "crop", "letterbox")
+FITS: tuple[Fit, ...] = ("stretch", "crop", "letterbox", "corner")
 
 
 def test_cpp_preprocessing_is_exact_for_every_kernel_fit_and_size(tmp_path: Path) -> None:
-    """24 image sizes by 4 kernels by 3 fits: every stored byte equals numpy's."""
+    """24 image sizes by 4 kernels by 4 fits: every stored byte equals numpy's."""
     rng = np.random.default_rng(5)
     sizes = [(int(a), int(b)) for a, b in rng.integers(1, 90, (24, 2))]
     images = [rng.integers(0, 256, (*size, 3 if i % 4 else 1), dtype=np.uint8) for i, size in enumerate(sizes)]
@@ -235,7 +235,7 @@ def test_cpp_preprocessing_is_exact_for_every_kernel_fit_and_size(tmp_path: Path
             done = _run(program, folder / "out/data", *map(str, numbers))
             assert (done.returncode, done.stdout) == (0, f"{len(images)} equal\n"), (resize, fit, done.stderr)
             wanted += preprocess.apply(images[0], spec.spec(), spec.preprocess).size
-    assert wanted == 12 * 360
+    assert wanted == 16 * 360
 
 
 def _generic(folder: Path, project: Path) -> Path:
@@ -252,7 +252,7 @@ def _generic(folder: Path, project: Path) -> Path:
 int main(int, char** arguments) {
   auto spec = m::inputs()[0];
   const m::Resize kernels[] = {m::Resize::nearest, m::Resize::bilinear, m::Resize::area, m::Resize::antialias};
-  const m::Fit fits[] = {m::Fit::stretch, m::Fit::crop, m::Fit::letterbox};
+  const m::Fit fits[] = {m::Fit::stretch, m::Fit::crop, m::Fit::letterbox, m::Fit::corner};
   spec.resize = kernels[std::atoi(arguments[2])];
   spec.fit = fits[std::atoi(arguments[3])];
   const auto golden = entries(read(std::string(arguments[1]) + "/golden.bin"));

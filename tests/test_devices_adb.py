@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.devices import adb, attach
+from edge.devices import adb, attach, runners
 from edge.devices.base import DeviceSpec
 from edge.devices.client import Agent
 from edge.devices.namespace import Board
@@ -86,6 +86,36 @@ def test_agent_runs_on_the_phone(phone: Phone, tmp_path: Path) -> None:
     with attach.opened(DeviceSpec(kind="adb", address=phone.serial)) as device:
         found = [o["y"] for o in Agent(device).run(program, samples)]
     assert np.allclose(found, [session.run(s)["y"] for s in samples], rtol=0, atol=2e-6)
+
+
+def test_the_native_runner_serves_a_phone_without_python(phone: Phone, board: Board, tmp_path: Path) -> None:
+    """Loader, C library and runtime are sent, the loader is made executable, and all of it is removed again."""
+    if not shutil.which("aarch64-linux-gnu-g++"):
+        pytest.skip("g++-aarch64-linux-gnu is not installed")
+    path = tmp_path / "net.tflite"
+    path.write_bytes(classifier())
+    session = open_program(path, kernels="xnnpack", threads=1)
+    program = describe(path, runtime="litert", kernels="xnnpack", threads=1, signature=session.signature)
+    samples = [{"x": row[None]} for row in labelled_data()["x"][:3]]
+    spec = DeviceSpec(kind="adb", address=phone.serial, options={"python": "no-python"})
+    with attach.opened(spec) as device:
+        agent, facts = runners.choose(device, "litert")
+        found = [o["y"] for o in agent.run(program, samples)]
+    assert (agent.runner, facts.cpu_part, facts.python) == ("native", "0xd0b", "")
+    assert np.allclose(found, [session.run(s)["y"] for s in samples], rtol=0, atol=2e-6)
+    assert _left(board) == b""
+
+
+def test_what_a_lost_run_left_is_removed_a_day_later(phone: Phone, board: Board) -> None:
+    """A folder of two days ago goes, one of another run of today stays."""
+    made = "mkdir -p /data/local/tmp/edgekit.old/x /data/local/tmp/edgekit.new; touch -d '2 days ago' /data/local/tmp/"
+    board.run(["sh", "-c", f"{made}edgekit.old"])
+    try:
+        with attach.opened(DeviceSpec(kind="adb", address=phone.serial)):
+            assert b"edgekit.old" not in _left(board)
+            assert b"edgekit.new" in _left(board)
+    finally:
+        board.run(["rm", "-rf", "/data/local/tmp/edgekit.new", "/data/local/tmp/edgekit.old"])
 
 
 def test_facts_without_python_are_androids(phone: Phone) -> None:

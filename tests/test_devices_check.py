@@ -60,7 +60,8 @@ def test_a_device_that_computes_something_else_is_found(artifact: tuple[Path, Pa
 
 def test_time_inside_an_emulator_is_no_latency(artifact: tuple[Path, Path]) -> None:
     """A device that says that it is emulated gets no latency, whatever profile is asked for, also behind ssh."""
-    with _fake(artifact[0], facts=DeviceFacts(machine="aarch64", emulated=True)) as device:
+    facts = DeviceFacts(machine="aarch64", runtimes={"ai_edge_litert": "2"}, emulated=True)
+    with _fake(artifact[0], facts=facts) as device:
         record = check_on_device(artifact[0], device, profile="standard")
         assert "measure" not in device.asked
     assert (record["mode"], record["latency"]) == ("emulated", None)

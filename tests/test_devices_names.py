@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.devices import adb, attach
-from edge.devices.base import DeviceSpec, hashed_name, locked, parse
+from edge.devices.base import DeviceSpec, hashed_name, parse
+from edge.devices.lock import holder, locked
 from edge.errors import ConfigError, DeviceError, EdgekitError
 
 
@@ -82,12 +86,14 @@ def _write(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_come_from_devices_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name stands for an address with its options, and a pattern for several."""
     text = (
-        '[rpi-a]\ndevice = "ssh://pi@a"\npython = "/opt/python"\n[rpi-b]\ndevice = "ssh://b"\n[cam]\ndevice = "local"\n'
+        '[rpi-a]\ndevice = "ssh://pi@a"\npython = "/opt/python"\n[rpi-b]\ndevice = "ssh://b"\n'
+        '[cam]\ndevice = "local"\ntags = ["lab", "x86"]\n'
     )
     _write(tmp_path, text, monkeypatch)
     (one,) = attach.resolve("rpi-a")
     assert (one.name, str(one), one.options) == ("rpi-a", "ssh://pi@a", {"python": "/opt/python"})
     assert [s.name for s in attach.resolve("all-of:rpi*")] == ["rpi-a", "rpi-b"]
+    assert [s.name for s in attach.resolve("all-of:lab")] == ["cam"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,7 @@ def test_names_come_from_devices_toml(tmp_path: Path, monkeypatch: pytest.Monkey
         ("[a]\ndevices = 'x'\n", r"\[a\]: devices: no such key"),
         ("[a]\ndevice = 'a'\n", "an address is needed"),
         ("[a]\ndevice = 'local'\npython = 3\n", "python: must be a text"),
+        ("[a]\ndevice = 'local'\ntags = 'lab'\n", "tags: must be a list of texts"),
         ("a = 1\n", "a must be a table"),
         ("[a\n", "is no TOML"),
     ],
@@ -116,26 +123,60 @@ def test_a_pattern_without_a_match_is_refused(tmp_path: Path, monkeypatch: pytes
         attach.resolve("all-of:rpi*")
 
 
-def test_two_runs_on_one_device_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second process is refused while the first holds the lock, and gets it when the first is killed."""
-    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
-    spec = parse("ssh://pi@bench")
-    program = (
-        "import sys\nfrom edge.devices.base import locked, parse\n"
-        "with locked(parse('ssh://pi@bench')):\n    sys.stdout.write('held\\n'); sys.stdout.flush(); sys.stdin.read()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with (
-            pytest.raises(DeviceError, match=rf"in use by another run of edgekit \(process {holder.pid}\)"),
-            locked(spec),
-        ):
+_HOLDER = (
+    "import sys\nfrom edge.devices.base import parse\nfrom edge.devices.lock import locked\n"
+    "with locked(parse(sys.argv[1])):\n    sys.stdout.write('held\\n'); sys.stdout.flush(); sys.stdin.read()\n"
+)
+
+
+@contextlib.contextmanager
+def _held(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(cache))
+    command = [sys.executable, "-c", _HOLDER, name]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("name", ["ssh://pi@bench", "emulator:rpi4", "adb:R5CT20ABCDE", "local"])
+def test_two_runs_on_one_device_do_not_overlap(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second process is refused with who holds the lock, and gets it when that one is killed."""
+    spec = parse(name)
+    with _held(name, tmp_path, monkeypatch) as other:
+        message = rf"in use by another run of edgekit \(process {other.pid} since [\d:]+: edgekit {name}\)"
+        with pytest.raises(DeviceError, match=message), locked(spec, wait_s=0):
             pass
-        holder.kill()
-        holder.wait()
-        with locked(spec):
+        assert f"process {other.pid} " in (holder(spec) or "")
+        other.kill()
+        other.wait()
+        with locked(spec, wait_s=0):
+            assert "process" in (holder(spec) or "")
+    assert holder(spec) is None
+
+
+def test_a_waiting_run_says_for_whom_and_gets_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder is told once; the lock comes as soon as the holder ends, and other devices are free meanwhile."""
+    said: list[str] = []
+    with _held("ssh://bench", tmp_path, monkeypatch) as other:
+        with locked(parse("ssh://bench:2222"), wait_s=0):
             pass
+        threading.Timer(0.5, other.kill).start()
+        with locked(parse("ssh://pi@BENCH:22"), wait_s=20, progress=lambda text, share: said.append(text)):
+            pass
+    assert len(said) == 1
+    assert f"waiting for ssh://pi@BENCH:22, which is in use by process {other.pid} since" in said[0]
+
+
+def test_how_long_to_wait_is_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EDGEKIT_LOCK_WAIT=0 refuses at once; what is no number of seconds is a configuration error."""
+    monkeypatch.setenv("EDGEKIT_LOCK_WAIT", "0")
+    with _held("local", tmp_path, monkeypatch), pytest.raises(DeviceError, match="is in use"), locked(parse("local")):
+        pass
+    monkeypatch.setenv("EDGEKIT_LOCK_WAIT", "soon")
+    with pytest.raises(ConfigError, match="EDGEKIT_LOCK_WAIT is 'soon'; accepted: seconds"), locked(parse("local")):
+        pass
 
 
 def test_files_are_named_by_their_content(tmp_path: Path) -> None:

@@ -85,6 +85,34 @@ def test_program_runs_and_the_board_is_left_as_it_was(server: Server, program: D
     assert np.allclose(found, [host.run(s)["y"] for s in _samples(5)], rtol=0, atol=2e-6)
 
 
+def test_an_emulated_board_says_so_behind_ssh(server: Server) -> None:
+    """The board's own system tells it, so that no time of it is taken for a measured one."""
+    with attach.opened(board_setup.spec_of(server)) as device:
+        assert device.mode == "emulated"
+        assert device.facts().emulated
+
+
+def test_a_jump_host_of_the_users_configuration_is_used(server: Server, tmp_path: Path) -> None:
+    """The board is reached by a name that only the configuration knows, over a ProxyJump through another real sshd."""
+    with board_setup.jump_host() as gate:
+        known = gate.known_hosts.read_text(encoding="utf-8") + server.known_hosts.read_text(encoding="utf-8")
+        (tmp_path / "known").write_text(known, encoding="utf-8")
+        config = tmp_path / "ssh_config"
+        config.write_text(
+            f"Host gate\n  Port {gate.port}\n  IdentityFile {gate.identity}\n"
+            f"Host pi-behind\n  Port {server.port}\n  ProxyJump gate\n  IdentityFile {server.identity}\n"
+            f"Host *\n  HostName 127.0.0.1\n  User {server.user}\n  IdentitiesOnly yes\n  IdentityAgent none\n"
+            f"  UserKnownHostsFile {tmp_path / 'known'}\n  GlobalKnownHostsFile /dev/null\n",
+            encoding="utf-8",
+        )
+        spec = DeviceSpec(kind="ssh", address="pi-behind", options={"ssh_config": str(config)})
+        with attach.opened(spec) as device:
+            assert device.facts().model == "Raspberry Pi 4 Model B Rev 1.4"
+        assert "Accepted publickey" in (gate.place / "sshd.log").read_text(encoding="utf-8")
+        gate.drop_connections()
+        assert "no ssh server is listening" in _refused(spec).message
+
+
 def test_a_file_travels_once(server: Server, program: DeviceProgram) -> None:
     """A second push of the same content sends nothing; the bytes arrive whole."""
     with attach.opened(board_setup.spec_of(server)) as device:
@@ -256,6 +284,7 @@ def test_throttling_on_the_board_makes_a_measurement_invalid(
         board.set("throttled", "0x0")
         board.set("sys/class/thermal/thermal_zone0/temp", "48199")
     assert record["verdict"] == "invalid"
+    assert record["mode"] == "emulated"
     assert any("0x50005" in reason for reason in record["reasons"])
     before = record["environment"]["before"]
     assert before["temperatures_c"] == {"thermal_zone0:cpu-thermal": 81.0}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -271,3 +273,28 @@ def test_weights_that_were_quantized_before_are_a_finding() -> None:
     made = _quantized(stored.program, recipes.named("int8"))
     assert [f.rule for f in made.findings] == ["WEIGHTS_RESTORED"]
     assert _relative_error(_classifier(), made.program, "p") < 0.04
+
+
+def test_the_bytes_that_a_quantizer_points_into_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TFLite's wrapper does not own the model that it is given: freed under it, it crashes or finds ranges missing."""
+    held: list[bool] = []
+
+    class Wrapper:
+        def __init__(self, content: bytes, *_: Any) -> None:
+            self.address = id(content)
+
+        def QuantizeModel(self, *_: Any) -> bytes:  # noqa: N802 - the library's name
+            caller = inspect.currentframe()
+            assert caller is not None
+            assert caller.f_back is not None
+            held.append(any(id(value) == self.address for value in caller.f_back.f_locals.values()))
+            return b""
+
+    monkeypatch.setattr(ptq, "_library", lambda: SimpleNamespace(CalibrationWrapper=Wrapper))
+    samples = normal_samples({"x": (1, 4)})
+    builder = GraphBuilder()
+    builder.output(builder.fully_connected(builder.input("x", (1, 4)), np.eye(4), name="end"), "y")
+    ready = quantize.calibrated(flatbuffer.load(builder.build()), recipes.named("int8"), samples)
+    assert ready.ranges is not None
+    ptq.quantize(ready.program, recipes.named("int8"), ready.ranges, samples)
+    assert held == [True]

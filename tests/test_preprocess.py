@@ -128,7 +128,7 @@ def test_placements_lie_inside(h: int, w: int, height: int, width: int, fit: Fit
         assert box_h == h or box_w == w
         short, exact = (box_w, h * width / height) if box_h == h else (box_h, w * height / width)
         assert short == 1 or abs(short - exact) <= 0.5
-    if fit == "letterbox":
+    if fit in ("letterbox", "corner"):
         assert placed.size[0] == height or placed.size[1] == width
 
 
@@ -137,6 +137,12 @@ def test_letterbox_pads_with_the_declared_value() -> None:
     pre = Preprocess(resize="nearest", fit="letterbox", pad_value=114, scale=2)
     result = apply(np.full((4, 8, 3), 10, np.uint8), NHWC, pre)
     assert result[0, :, 0, 0].tolist() == [228, 228, 20, 20, 20, 20, 228, 228]
+
+
+def test_corner_pads_below_and_to_the_right() -> None:
+    """A 4 x 8 image lies in the first rows of an 8 x 8 input, as YOLOX wants it; the rest is pad_value."""
+    result = apply(np.full((4, 8, 3), 10, np.uint8), NHWC, Preprocess(resize="nearest", fit="corner", pad_value=114))
+    assert result[0, :, 0, 0].tolist() == [10, 10, 10, 10, 114, 114, 114, 114]
 
 
 def test_crop_takes_the_centre() -> None:

@@ -1,13 +1,17 @@
-"""Crossings from other frameworks to the exported carrier."""
+"""Crossings from other frameworks to the exported carrier, by the import stage as a build runs it."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edge import codec, isolate
+from edge.signature import Signature
 from edge.sources import registry
 from edge.sources.base import Declaration, InputDeclaration
 from tests.onnx_models import convolution, save
@@ -52,3 +56,131 @@ def test_torchscript_is_exported(tmp_path: Path) -> None:
     image = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
     (scores,) = results(tmp_path / "m.pt2", image)
     np.testing.assert_allclose(scores, loaded.run({"input": image})["output_0"], rtol=1e-4, atol=1e-5)
+
+
+def crossed(source: str, carrier: str, folder: Path) -> tuple[dict[str, Any], Signature]:
+    """Import a source as a build does, in a child process, verified on random inputs."""
+    work = folder / "work"
+    work.mkdir()
+    data = {"calibration": None, "evaluation": None, "calibration_samples": 4, "evaluation_samples": 4}
+    request = {
+        "source": source,
+        "carrier": carrier,
+        "declaration": codec.to_json(Declaration(layout="keep" if carrier == "exported" else "channel-last")),
+        "workdir": str(work),
+        "data": data,
+    }
+    answer = isolate.call("edge.stages.importing:import_source", request, workdir=work)
+    return answer, codec.from_json(Signature, answer["signature"])
+
+
+_TENSORFLOW = """
+import sys
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+kind, folder = sys.argv[1:]
+random = np.random.default_rng(0)
+w, d = (random.normal(size=s).astype(np.float32) for s in ((3, 3, 3, 4), (4, 2)))
+
+class Network(tf.Module):
+    def __init__(self):
+        self.w, self.d = tf.Variable(w), tf.Variable(d)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32, name="image")])
+    def __call__(self, image):
+        y = tf.nn.relu6(tf.nn.conv2d(image, self.w, 2, "SAME"))
+        y = tf.nn.max_pool2d(tf.image.resize(y, [7, 7]), 3, 2, "SAME")
+        return {"scores": tf.nn.softmax(tf.reduce_mean(y, [1, 2]) @ self.d)}
+
+network = Network()
+if kind == "saved-model":
+    tf.saved_model.save(network, f"{folder}/m", signatures=network.__call__)
+else:
+    spec = tf.TensorSpec([1, 8, 8, 3], tf.float32, name="image")
+    function = tf.function(lambda image: network(image)["scores"], input_signature=[spec])
+    graph = convert_variables_to_constants_v2(function.get_concrete_function()).graph.as_graph_def()
+    open(f"{folder}/m", "wb").write(graph.SerializeToString())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["saved-model", "frozen-graph"])
+def test_tensorflow_reaches_the_exported_carrier(kind: str, tmp_path: Path) -> None:
+    """SavedModels and frozen graphs are exported through their flatbuffer, channel-last as they are, and verified."""
+    pytest.importorskip("tensorflow")
+    subprocess.run([sys.executable, "-c", _TENSORFLOW, kind, str(tmp_path)], check=True, capture_output=True)
+    answer, signature = crossed(str(tmp_path / "m"), "exported", tmp_path)
+    assert (answer["kind"], answer["route"]["name"], answer["route"]["failed"]) == (kind, "flatbuffer", {})
+    assert str(signature.inputs[0]) == "image: float32[1, 8, 8, 3] NHWC"
+    assert {"torch", "tensorflow-cpu"} & set(answer["tools"])
+    (scores,) = results(Path(answer["carrier"]), np.ones((1, 8, 8, 3), np.float32))
+    np.testing.assert_allclose(scores.sum(), 1.0, rtol=1e-5)
+
+
+_JAX = """
+import jax, jax.numpy as jnp, numpy as np
+
+def make():
+    w = np.random.default_rng(0).normal(size=(3, 3, 3, 4)).astype(np.float32)
+    def apply(image):
+        y = jax.lax.conv_general_dilated(image, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.tanh(y).mean((1, 2))
+    return apply, np.zeros((1, 8, 8, 3), np.float32)
+"""
+
+
+@pytest.mark.slow
+def test_jax_reaches_the_exported_carrier(tmp_path: Path) -> None:
+    """A JAX function is exported through its flatbuffer, and verified against JAX."""
+    pytest.importorskip("jax")
+    pytest.importorskip("tensorflow")
+    (tmp_path / "net.py").write_text(_JAX)
+    answer, _ = crossed(f"{tmp_path / 'net.py'}:make", "exported", tmp_path)
+    assert (answer["kind"], answer["route"]["name"]) == ("torch", "flatbuffer")
+
+
+_ERF = """
+import keras
+
+class Erf(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.erf(x)
+
+def make():
+    x = keras.Input((6,), batch_size=1, name="x")
+    return keras.Model(x, Erf()(keras.layers.Dense(3, kernel_initializer="ones")(x)))
+"""
+
+
+@pytest.mark.slow
+def test_an_operator_that_one_converter_lacks_goes_by_the_other(tmp_path: Path) -> None:
+    """TensorFlow's converter has no Erf; the same Keras model reaches LiteRT by its torch backend."""
+    pytest.importorskip("tensorflow")
+    pytest.importorskip("litert_torch")
+    (tmp_path / "net.py").write_text(_ERF)
+    answer, _ = crossed(f"{tmp_path / 'net.py'}:make", "litert", tmp_path)
+    assert answer["route"]["name"] == "torch-backend"
+    assert answer["route"]["failed"] == {"tflite-converter": "TensorFlow has no LiteRT operator for Erf."}
+    assert "ROUTE_CHOSEN" in [f["rule"] for f in answer["findings"]]
+
+
+def test_weights_that_are_views_are_written_whole(tmp_path: Path) -> None:
+    """Channel-last weights and a slice of a larger tensor are read back as they were, without torch's warning."""
+    import warnings
+
+    from edge.targets.executorch import carrier
+
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 4, 3).eval().to(memory_format=torch.channels_last)
+    network.bias = torch.nn.Parameter(torch.rand(100)[50:54])
+    image = torch.rand(1, 3, 8, 8)
+    program = torch.export.export(network, (image,))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        carrier.save(program, carrier.unnamed(program), tmp_path / "m.pt2")
+    assert not [w for w in said if "No complete tensor" in str(w.message)]
+    loaded, _ = carrier.load(tmp_path / "m.pt2")
+    with torch.no_grad():
+        np.testing.assert_allclose(loaded.module()(image).numpy(), network(image).numpy(), rtol=1e-6)

@@ -257,3 +257,36 @@ def test_real_float_files_are_carriers(tmp_path: Path, file: str, found: set[str
     samples = [{t.name: random.random(t.shape, np.float32) for t in loaded.signature.inputs} for _ in range(2)]
     assert found == rules(loaded)
     assert verify_carrier(loaded, tmp_path / "out.tflite", samples) == ()
+
+
+def quantized(tmp_path: Path) -> str:
+    """Write y = W x + b in int8 between QUANTIZE and DEQUANTIZE; W is [[1, -2]] at scale 0.5, b 3 at scale 0.125."""
+    builder = GraphBuilder()
+    q = Quantization(scale=(0.25,), zero_point=(-3,))
+    x = builder.op("QUANTIZE", [builder.input("x", (1, 2))], (1, 2), dtype="int8", quantization=q)
+    weights = builder.const("w", np.array([[2, -4]], np.int8), Quantization(scale=(0.5,), zero_point=(0,)))
+    bias = builder.const("b", np.array([24], np.int32), Quantization(scale=(0.125,), zero_point=(0,)))
+    y = builder.op("FULLY_CONNECTED", [x, weights, bias], (1, 1), dtype="int8", quantization=q)
+    builder.output(builder.op("DEQUANTIZE", [y], (1, 1)), "y")
+    (tmp_path / "q.tflite").write_bytes(builder.build())
+    return str(tmp_path / "q.tflite")
+
+
+def test_a_quantized_file_is_read_as_float_when_asked(tmp_path: Path) -> None:
+    """Without the wish it is refused with the way out; with it each stored value is its real one, biases too."""
+    with pytest.raises(SourceError, match="already quantized") as caught:
+        registry.load(quantized(tmp_path))
+    assert "--dequantize" in (caught.value.hint or "")
+    loaded = registry.load(quantized(tmp_path), Declaration(dequantize=True))
+    assert rules(loaded) == {"DEQUANTIZED"}
+    carrier = tmp_path / "c.tflite"
+    loaded.to_litert(carrier)
+    assert [op.name for op in fb.graph(fb.load(carrier)).ops] == ["FULLY_CONNECTED"]
+    close(loaded.run({"x": np.array([[1.1, 0.3]], np.float32)})["y"], [[1.1 - 2 * 0.3 + 3]])
+
+
+@needs_models
+def test_an_integer_lstm_stays_refused() -> None:
+    """Steps that only the integer form has are not undone."""
+    with pytest.raises(SourceError, match="integer UNIDIRECTIONAL_SEQUENCE_LSTM"):
+        registry.load(str(MODELS / "tflm-mnist-lstm/trained_lstm_int8.tflite"), Declaration(dequantize=True))

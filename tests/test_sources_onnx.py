@@ -315,9 +315,12 @@ def test_network_becomes_channel_last(tmp_path: Path) -> None:
 
 def test_a_failing_route_is_followed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Routes are tried in their order; the report says which one it was and why others failed."""
-    from edge.sources import onnx
+    from dataclasses import replace
 
-    monkeypatch.setattr(onnx, "ROUTES", ("nothing", "onnx2torch"))
+    from edge.sources import routes
+
+    second = routes.ROUTES["onnx", "litert"][1]
+    monkeypatch.setitem(routes.ROUTES, ("onnx", "litert"), (replace(second, name="nothing"), second))
     if importlib.util.find_spec("onnx2torch") is None:
         pytest.skip("onnx2torch is not installed")
     loaded = registry.load(str(save(convolution(RANDOM, pads=[1, 1, 1, 1]), tmp_path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import zipfile
@@ -16,6 +17,8 @@ from edge.sources import registry
 from edge.sources.declared import file_digest, static_shape, unique
 from edge.sources.sniff import sniff
 from tests.tflite_builder import GraphBuilder
+
+MODELS = Path(__file__).resolve().parents[1] / "../shared/models"
 
 
 def archive(path: Path, *names: str) -> str:
@@ -86,6 +89,47 @@ def test_builtin_sources_are_found(tmp_path: Path) -> None:
         assert registry.detect(str(path.parent if path.parent != tmp_path else path)).kind == kind
 
 
+@pytest.mark.parametrize("ending", ["bin", "onnx", "tflite", "h5", "pt", "py.model"])
+def test_a_wrong_ending_does_not_matter(ending: str, tmp_path: Path) -> None:
+    """Real files of each kind under another kind's ending are what they contain."""
+    builder = GraphBuilder()
+    builder.output(builder.op("ADD", [builder.input("x", (1, 2))] * 2, (1, 2)), "y")
+    made: dict[str, bytes] = {"tflite": builder.build()}
+    if importlib.util.find_spec("onnx"):
+        from tests.onnx_models import model, node
+
+        made["onnx"] = model([node("Relu", ["x"], ["y"])], {"x": [1, 4]}, ["y"]).SerializeToString()
+    if importlib.util.find_spec("h5py"):
+        import h5py
+
+        with h5py.File(tmp_path / "h5", "w") as file:
+            file.attrs["model_config"] = "{}"
+        made["hdf5"] = (tmp_path / "h5").read_bytes()
+    for content, data in made.items():
+        path = tmp_path / f"{content}.{ending}"
+        path.write_bytes(data)
+        assert sniff(str(path)) == content
+
+
+@pytest.mark.skipif(not MODELS.is_dir(), reason="the shared models are absent")
+@pytest.mark.parametrize(
+    ("location", "kind"),
+    [
+        ("mlperf-vww-mobilenet/vww_96.h5", "keras"),
+        ("mlperf-vww-mobilenet/vww_96_float.onnx", "onnx"),
+        ("mlperf-vww-mobilenet/vww_96_float.tflite", "litert"),
+        ("onnx-mnist/mnist.onnx", "onnx"),
+        ("torch-silero-vad/silero_vad.jit", "torchscript"),
+        ("mlperf-kws-dscnn/kws_ref_model/saved_model.pb", "saved-model"),
+        ("mediapipe-face-tflite/face_landmark.tflite", "litert"),
+    ],
+)
+def test_real_models_without_an_ending(location: str, kind: str, tmp_path: Path) -> None:
+    """Models of the field are known by their content when their name says nothing."""
+    (tmp_path / "model").symlink_to(MODELS / location)
+    assert registry.detect(str(tmp_path / "model")).kind == kind
+
+
 def test_every_kind_says_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The list of kinds has each built-in one, with installed versions; a missing package makes it not ready."""
     found = {k.kind: k for k in registry.kinds()}
@@ -94,6 +138,8 @@ def test_every_kind_says_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._ABOUT, "onnx", ("ONNX", ("numpy", "no-such-distribution"), "onnx"))
     missing = next(k for k in registry.kinds() if k.kind == "onnx")
     assert (missing.ready, missing.packages["no-such-distribution"]) == (False, None)
+    assert missing.as_dict()["routes"] == {c: ["graph", "onnx2torch"] for c in ("litert", "exported")}
+    assert set(found["jax"].optional) == {"flax", "equinox"}
     assert missing.as_dict()["packages"] == {"numpy": np.__version__, "no-such-distribution": None}
 
 
@@ -101,7 +147,11 @@ def test_sources_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     """The command lists each kind with what is missing and the extra that brings it."""
     monkeypatch.setitem(registry._ABOUT, "onnx", ("ONNX .onnx", ("no-such-distribution",), "onnx"))
     cli.sources(json_=False)
-    assert "missing: no-such-distribution (pip install 'edgekit[onnx]')" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "missing: no-such-distribution (pip install 'edgekit[onnx]')" in out
+    assert "to ExecuTorch, PyTorch Mobile, Core ML: flatbuffer, then torch-backend" in out
+    for text in ("Flax and Equinox", "Keras 2 with its optimizer's slots", "float16"):
+        assert text in out
     cli.sources(json_=True)
     assert {"kind": "onnx", "ready": False}.items() <= {**json.loads(capsys.readouterr().out)[3]}.items()
 

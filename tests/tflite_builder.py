@@ -44,6 +44,7 @@ _DEFAULT_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "SELECT_V2": ("SelectV2Options", {}),
     "BATCH_MATMUL": ("BatchMatMulOptions", {}),
     "TRANSPOSE": ("TransposeOptions", {}),
+    "GATHER": ("GatherOptions", {"axis": 0}),
 }
 
 

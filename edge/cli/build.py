@@ -22,6 +22,8 @@ _EXAMPLES = """Examples:
 
   edgekit build model.onnx --target coral --calibration images/ --preprocess scale=1/255 --fold-preprocessing
 
+  edgekit build net.py:make_net --target coral --recipe qat --train train.py:train --calibration data.npz
+
   edgekit build      (with an edgekit.toml in the folder)
 """
 
@@ -50,8 +52,18 @@ def build(
         str | None,
         typer.Option(
             help="float32, float16, dynamic, dynamic-4, weight-only, weight-only-4, int8, int8x16; refined: "
-            "int8-mse-tuned-equalized-corrected; or auto: search within the accuracy budget."
+            "int8-mse-tuned-equalized-corrected; auto: search within the accuracy budget; or qat: "
+            "fine-tune with fake quantization (--train)."
         ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="With --recipe qat: file.py:function, called as train(model, epoch).", metavar="FILE:FUNCTION"
+        ),
+    ] = None,
+    train_epochs: Annotated[
+        int | None, typer.Option(help="With --recipe qat: epochs of fine-tuning (default 5).")
     ] = None,
     io: Annotated[str | None, typer.Option(help="dtype at the ends of an int8 program: int8, uint8, float32.")] = None,
     max_drop: options.MaxDrop = None,
@@ -97,11 +109,18 @@ def build(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Compute everything anew; results are not stored either.")
     ] = False,
+    script: Annotated[
+        bool, typer.Option("--script", help="PyTorch Mobile: script the module, so that branches on data stay.")
+    ] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Allow code that the model file carries to run.")] = False,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Read an int8 .tflite as a float model, with its rounding.")
+    ] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="Folder for the artifacts (default edgekit-build).")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Another edgekit.toml.")] = None,
+    reports: options.Reports = None,
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -113,6 +132,8 @@ def build(
         "evaluation": evaluation,
         "recipe": recipe,
         "io": io,
+        "train": train,
+        "epochs": train_epochs,
         "max_drop": max_drop,
         "max_latency": max_latency,
         "max_size": max_size,
@@ -133,12 +154,18 @@ def build(
         "evaluation_samples": evaluation_samples,
         "latency": latency,
         "timeout_s": timeout,
-        "options": {"multiple_subgraphs": True} if multiple_subgraphs else None,
+        "options": _options(multiple_subgraphs=multiple_subgraphs, script=script) or None,
         "cache": False if no_cache else None,
         "trust": trust or None,
+        "dequantize": dequantize or None,
         "output": output,
     }
-    return _run(_project(given, config), as_json=json_, quiet=quiet)
+    return _run(_project(given, config), reports or [], as_json=json_, quiet=quiet)
+
+
+def _options(*, multiple_subgraphs: bool, script: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"multiple_subgraphs": True} if multiple_subgraphs else {}
+    return found | ({"torch_mobile": {"script": True}} if script else {})
 
 
 def _project(given: dict[str, Any], config: Path | None) -> Project:
@@ -153,15 +180,20 @@ def _project(given: dict[str, Any], config: Path | None) -> Project:
     return project.resolve(settings)
 
 
-def _run(project: Project, *, as_json: bool, quiet: bool) -> int:
+def _run(project: Project, reports: list[Path], *, as_json: bool, quiet: bool) -> int:
     from edge import errors, pipeline
+    from edge.cli import report
     from edge.report import console, machine
+
+    for path in reports:
+        report.form_of(path)
 
     talk = Talk(quiet=quiet)
     try:
         artifacts = pipeline.build(project, talk)
     finally:
         talk.done()
+    report.save(artifacts, reports)
     if as_json:
         records = [machine.build_record(a) for a in artifacts]
         sys.stdout.write(machine.dumps(records[0] if len(records) == 1 else records))

@@ -13,9 +13,11 @@ from edge.cli import options
 from edge.cli.talk import Talk
 
 if TYPE_CHECKING:
-    from edge.devices.sysroot import Plan
+    from edge.devices.sysroot import Mirror, Plan
 
-BoardName = Annotated[str, typer.Argument(help="rpi-zero2, rpi3, rpi4 or rpi5.", metavar="BOARD")]
+BoardName = Annotated[
+    str, typer.Argument(help="rpi-zero2, rpi3, rpi4, rpi5, or virt (a whole machine).", metavar="BOARD")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +43,7 @@ def _known(name: str) -> str:
 
 def list_boards(json_: options.Json = False) -> None:
     """List the boards, and whether their arm64 system is set up."""
-    from edge.devices import sysroot
+    from edge.devices import sysroot, virt
     from edge.devices.boards import BOARDS
 
     record = sysroot.installed()
@@ -49,12 +51,16 @@ def list_boards(json_: options.Json = False) -> None:
         {"name": f"emulator:{b.name}", "title": b.title, "cpu": b.cpu, "ready": record is not None}
         for b in BOARDS.values()
     ]
+    boards += [
+        {"name": f"emulator:{m.name}", "title": m.title, "cpu": m.cpu, "ready": virt.installed() is not None}
+        for m in virt.MACHINES.values()
+    ]
     if json_:
         sys.stdout.write(json.dumps({"boards": boards, "system": record}, indent=2) + "\n")
         return
     for board in boards:
         state = "ready" if board["ready"] else "not set up"
-        sys.stdout.write(f"{board['name']:20} {board['title']:24} {board['cpu']:12} {state}\n")
+        sys.stdout.write(f"{board['name']:20} {board['title']:36} {board['cpu']:12} {state}\n")
     if record is None:
         sys.stdout.write("`edgekit emulator setup rpi4` sets all of them up; they share one arm64 system.\n")
         return
@@ -82,6 +88,8 @@ def setup(
     name = _known(board)
     talk = Talk(quiet=quiet)
     chosen = sysroot.Mirror(uri=mirror, suite=suite) if mirror else None
+    if name.startswith("virt"):
+        return _setup_machine(name, chosen, talk, yes=yes)
     plan = sysroot.plan(mirror=chosen, litert=litert or sysroot.host_litert(), progress=talk)
     _show(plan)
     if not yes and not typer.confirm("Fetch and unpack it?", err=True):
@@ -90,6 +98,27 @@ def setup(
     sysroot.board_root(name)
     talk(f"ready: --device emulator:{name}")
     _warn_without_qemu(talk)
+    return errors.EXIT_OK
+
+
+def _setup_machine(name: str, mirror: Mirror | None, talk: Talk, *, yes: bool) -> int:
+    """Fetch the kernel of the whole machines, which they share."""
+    from edge import errors
+    from edge.devices import virt
+    from edge.errors import MissingPackageError
+
+    packages = virt.plan(mirror=mirror, progress=talk)
+    for package in packages:
+        sys.stderr.write(f"  > {_megabytes(package.size_bytes)} {package.uri}\n")
+    sys.stderr.write(f"  > into {virt.folder()}, about 40 MB\n")
+    if not yes and not typer.confirm("Fetch and unpack it?", err=True):
+        return errors.EXIT_OK
+    virt.setup(packages, mirror=mirror, progress=talk)
+    talk(f"ready: --device emulator:{name}")
+    try:
+        virt.qemu()
+    except MissingPackageError as error:
+        talk(f"{error.message} {error.hint}")
     return errors.EXIT_OK
 
 

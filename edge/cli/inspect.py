@@ -55,7 +55,7 @@ def inspect(
             for k, v in {"multiple_subgraphs": multiple_subgraphs, "min_runtime_version": min_runtime_version}.items()
             if v
         },
-        shapes=options.shapes(shape),
+        shapes=options.fixed_shapes(shape),
         trust=trust,
     )
     talk = Talk(quiet=quiet or json_)

@@ -29,3 +29,8 @@ def sources(json_: options.Json = False) -> None:
         state = f"missing: {', '.join(missing)} (pip install 'edgekit[{kind.extra}]')" if missing else "ready"
         have = ", ".join(f"{name} {version}" for name, version in kind.packages.items() if version is not None)
         sys.stdout.write(f"{kind.kind:{width}}  {kind.what}\n{'':{width}}  {state}{'; ' + have if have else ''}\n")
+        for name, version in kind.optional.items():
+            sys.stdout.write(f"{'':{width}}  {name} {version or 'not installed'}, which only some models need\n")
+        for carrier, names in kind.routes.items():
+            end = "LiteRT, Edge TPU" if carrier == "litert" else "ExecuTorch, PyTorch Mobile, Core ML"
+            sys.stdout.write(f"{'':{width}}  to {end}: {', then '.join(names)}\n")

@@ -20,7 +20,13 @@ _COPY_TIMEOUT_S = 1800.0
 _SHORT_S = 60.0
 _GRACE_S = 15.0
 _LATE = 124
-_EXIT = re.compile(rb"edgekit-exit (\d+)\s*\Z")
+# A run whose cable was pulled could not tidy up: what is older than a day belongs to no run.
+_OPEN = (
+    "find {place} -maxdepth 1 -name 'edgekit.*' -mtime +0 -exec rm -rf {{}} \\; 2>/dev/null; "
+    "mktemp -d {place}/edgekit.XXXXXX"
+)
+# Shells of Android 6 and older send stderr along with stdout, which may then follow it.
+_EXIT = re.compile(rb"edgekit-exit (\d+)\s*")
 _STATES = {
     "unauthorized": ("does not trust this host", "Unlock the phone and accept the key that it shows."),
     "authorizing": ("is still asking whether to trust this host", "Unlock the phone and accept the key that it shows."),
@@ -105,7 +111,7 @@ class AdbDevice(Closing):
         self.python = spec.options.get("python", "python3")
         self._present: set[str] = set()
         self.workdir = ""
-        made = self._shell(f"mktemp -d {shlex.quote(spec.options.get('workdir', PLACE))}/edgekit.XXXXXX", _SHORT_S)
+        made = self._shell(_OPEN.format(place=shlex.quote(spec.options.get("workdir", PLACE))), _SHORT_S)
         folder = made.stdout.decode(errors="replace").strip()
         if made.code != 0 or not folder.startswith("/"):
             raise DeviceError(f"{self.spec} gives no working folder: {made.error_text or folder}")
@@ -125,20 +131,22 @@ class AdbDevice(Closing):
         if re.search(r"device '.*' not found|no devices/emulators found|error: closed|device still", words):
             return DeviceError(
                 f"The connection to {self.spec} was lost: {words.splitlines()[-1]}",
-                hint="Plug it in again; what was left below /data/local/tmp is removed at the next start of the phone.",
+                hint=f"Plug it in again. What was left in {PLACE}/edgekit.* is removed by a run on another day.",
             )
         return None
 
     def _shell(self, script: str, timeout_s: float, stdin: bytes = b"") -> Completed:
         """Run a script whose words are edgekit's own or quoted."""
         done = self._adb("shell", _with_exit(script), timeout_s=timeout_s, stdin=stdin)
-        found = _EXIT.search(done.stdout)
+        found = next(reversed(list(_EXIT.finditer(done.stdout))), None)
         if found is None:
             raise DeviceError(
                 f"The connection to {self.spec} was lost while a command was running: {done.error_text or 'no answer'}",
                 hint="Is the cable loose, or did the phone restart?",
             )
-        return Completed(code=int(found[1]), stdout=done.stdout[: found.start()], stderr=done.stderr)
+        return Completed(
+            code=int(found[1]), stdout=done.stdout[: found.start()], stderr=done.stderr + done.stdout[found.end() :]
+        )
 
     def push(self, path: Path) -> str:
         """Send a file, once per content."""

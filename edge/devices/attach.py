@@ -8,9 +8,11 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edge.devices.base import Device, DeviceSpec, locked, parse
+from edge.devices.base import Device, DeviceSpec, parse
+from edge.devices.lock import locked
 from edge.devices.places import devices_files
 from edge.errors import ConfigError
+from edge.isolate import Progress, no_progress
 
 _ALL = "all-of:"
 
@@ -32,12 +34,19 @@ def named() -> Mapping[str, Mapping[str, Any]]:
 
 
 def resolve(text: str) -> tuple[DeviceSpec, ...]:
-    """Return the device that `text` names, or all of devices.toml that match `all-of:PATTERN`; raise ConfigError."""
+    """Return the device that `text` names, or all of devices.toml that match `all-of:PATTERN`; raise ConfigError.
+
+    A pattern matches names and tags.
+    """
     tables = named()
     if not text.startswith(_ALL):
         return (parse(text, tables),)
     pattern = text.removeprefix(_ALL)
-    names = sorted(name for name in tables if fnmatch.fnmatchcase(name, pattern))
+    names = sorted(
+        name
+        for name, table in tables.items()
+        if any(fnmatch.fnmatchcase(word, pattern) for word in (name, *map(str, table.get("tags") or ())))
+    )
     if not names:
         known = ", ".join(sorted(tables)) or "none"
         raise ConfigError(f"No device of devices.toml matches {pattern!r}; there: {known}.")
@@ -45,10 +54,9 @@ def resolve(text: str) -> tuple[DeviceSpec, ...]:
 
 
 @contextlib.contextmanager
-def opened(spec: DeviceSpec) -> Iterator[Device]:
-    """Open a device under its lock, and close it whatever happens. Raises DeviceError."""
-    shared = spec.kind in ("local", "emulator")
-    with locked(spec, exclusive=not shared), _make(spec) as device:
+def opened(spec: DeviceSpec, progress: Progress = no_progress) -> Iterator[Device]:
+    """Open a device under its lock, waiting for its turn, and close it whatever happens. Raises DeviceError."""
+    with locked(spec, progress=progress), _make(spec) as device:
         yield device
 
 
@@ -58,9 +66,9 @@ def _make(spec: DeviceSpec) -> Device:
 
         return LocalDevice(spec)
     if spec.kind == "emulator":
-        from edge.devices.emulator import EmulatorDevice
+        from edge.devices.emulator import open_emulated
 
-        return EmulatorDevice(spec)
+        return open_emulated(spec)
     if spec.kind == "ssh":
         from edge.devices.ssh import SshDevice
 

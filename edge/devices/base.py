@@ -1,22 +1,22 @@
-"""What a device is: a protocol, its facts, the syntax of its name, and the lock that keeps two runs apart."""
+"""What a device is: a protocol, its facts, and the syntax of its name."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
-from edge.devices.places import cache_folder
-from edge.errors import ConfigError, DeviceError
+from edge.errors import ConfigError
 
 Kind = Literal["local", "emulator", "ssh", "adb"]
 DeviceMode = Literal["measured", "emulated"]
+# What an entry of devices.toml may have beside its address.
+# The runtimes' own programs on an Android phone.
+TOOLS = ("benchmark_model", "run_model", "executor_runner")
+KEYS = ("python", "workdir", "ssh_config", "runner", "tags", *TOOLS, *(f"{tool}_sha256" for tool in TOOLS))
 SYNTAX = "local, emulator:NAME, ssh://[user@]host[:port], adb:SERIAL, or a name from devices.toml"
 DEFAULT_TIMEOUT_S = 600.0
 
@@ -31,7 +31,7 @@ class DeviceSpec:
     """A device as named by the user.
 
     `address` is the board (`emulator`), the host (`ssh`) or the serial (`adb`; empty: the only one attached). `options`
-    come from devices.toml: `python`, `workdir`, `ssh_config`.
+    come from devices.toml: `python`, `workdir`, `ssh_config`, `runner`, and the TOOLS with their digests.
     """
 
     kind: Kind
@@ -157,9 +157,11 @@ def _parse_ssh(text: str) -> DeviceSpec:
 
 def _parse_emulator(name: str) -> DeviceSpec:
     from edge.devices.boards import BOARDS
+    from edge.devices.virt import MACHINES
 
-    if name not in BOARDS:
-        raise ConfigError(f"Emulated board {name!r} is unknown; accepted: {', '.join(sorted(BOARDS))}.")
+    if name not in (*BOARDS, *MACHINES):
+        known = ", ".join([*sorted(BOARDS), *MACHINES])
+        raise ConfigError(f"Emulated board {name!r} is unknown; accepted: {known}.")
     return DeviceSpec(kind="emulator", address=name)
 
 
@@ -167,15 +169,16 @@ def _parse_named(name: str, table: Mapping[str, Any]) -> DeviceSpec:
     from dataclasses import replace
 
     options = {k: v for k, v in table.items() if k != "device"}
-    problems = [f"{k}: no such key" for k in options if k not in ("python", "workdir", "ssh_config")]
-    problems += [f"{k}: must be a text" for k, v in options.items() if not isinstance(v, str)]
+    problems = [f"{k}: no such key" for k in options if k not in KEYS]
+    problems += [f"{k}: must be a text" for k, v in options.items() if k != "tags" and not isinstance(v, str)]
+    tags = options.pop("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(t, str) and t for t in tags):
+        problems.append("tags: must be a list of texts")
     address = table.get("device")
     if not isinstance(address, str) or address in ("", name):
         problems.append("device: an address is needed")
     if problems:
-        raise ConfigError(
-            f"devices.toml, [{name}]: {'; '.join(problems)}.", hint="Keys: device, python, workdir, ssh_config."
-        )
+        raise ConfigError(f"devices.toml, [{name}]: {'; '.join(problems)}.", hint=f"Keys: device, {', '.join(KEYS)}.")
     return replace(parse(str(address)), name=name, options=options)
 
 
@@ -189,32 +192,6 @@ def hashed_name(path: Path) -> str:
     """Return the name that a file has on a device: its digest and its suffix, so that no foreign text is in a path."""
     suffix = path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ""
     return digest(path) + suffix
-
-
-@contextlib.contextmanager
-def locked(spec: DeviceSpec, *, exclusive: bool = True) -> Iterator[None]:
-    """Hold the device's lock on this host, so that two runs never overlap; raise DeviceError where another has it.
-
-    `exclusive` is False where runs have their own processes. The lock ends with its process, in any case.
-    """
-    folder = cache_folder() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (hashlib.sha256(str(spec).encode()).hexdigest()[:16] + ".lock")
-    with path.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
-            raise DeviceError(
-                f"Device {spec} is in use by another run of edgekit (process {holder}).",
-                hint="Wait for it to end, or use another device.",
-            ) from None
-        if exclusive:
-            stream.truncate(0)
-            stream.write(str(os.getpid()))
-            stream.flush()
-        yield
 
 
 class Closing:

@@ -17,10 +17,11 @@ from edge import codec
 from edge.artifact import Artifact
 from edge.calibration import affine
 from edge.calibration.data import open_dataset
-from edge.devices import attach
+from edge.devices import attach, runners
 from edge.devices.base import Device, DeviceFacts
 from edge.devices.client import Agent
 from edge.devices.programs import DeviceProgram, describe
+from edge.devices.tools_agent import ToolsAgent
 from edge.errors import ArtifactError, DataError, EdgekitError
 from edge.findings import Finding
 from edge.isolate import Progress, no_progress
@@ -69,7 +70,7 @@ class ReplaySession:
         return next(self._outputs)
 
 
-def check_on_device(
+def check_on_device(  # noqa: PLR0913 - the options of a command
     path: Path,
     device: Device,
     *,
@@ -78,33 +79,40 @@ def check_on_device(
     kernels: str = "xnnpack",
     threads: int = 1,
     profile: str = "smoke",
+    runner: str = "auto",
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Return the record of an artifact's check on an open device, as JSON-compatible data.
 
-    Keys: `device`, `mode` (measured, emulated), `facts`, `golden`, `accuracy` and `parity` (as
+    Keys: `device`, `mode` (measured, emulated), `runner`, `facts`, `golden`, `accuracy` and `parity` (as
     edge.stages.checking gives them, null without evaluation data), `findings`, `latency` (null on an emulated board and
-    for profile `none`), `instructions` (emulated boards only), `memory`. Raises ArtifactError, DeviceError, DataError.
+    for profile `none`), `instructions` (emulated boards only), `tool` (what an
+    Android program tells of its own runs), `memory`. Raises ArtifactError, DeviceError, DataError.
     """
     opened = artifacts.read(path)
-    agent = Agent(device)
-    progress(f"asking {device.spec} what it is", None)
-    facts = agent.facts()
     program = _program(opened, kernels, threads)
+    progress(f"asking {device.spec} what it is", None)
+    # An entry of devices.toml may say who runs programs there.
+    runner = device.spec.options.get("runner", "auto") if runner == "auto" else runner
+    agent, facts = runners.choose(device, program.runtime, runner=runner, delegate=program.delegate, progress=progress)
     emulated = facts.emulated or device.mode == "emulated"
     record: dict[str, Any] = {
         "device": device.spec.name or str(device.spec),
         "mode": "emulated" if emulated else "measured",
+        "runner": agent.runner,
         "facts": codec.to_json(facts),
         "golden": None,
         "accuracy": None,
         "parity": [],
         "findings": [],
         "latency": None,
+        "tool": None,
         "instructions": None,
     }
-    findings = _check_golden(opened, agent, program, facts, record, progress)
-    if evaluation is not None:
+    findings = _not_run(agent)
+    if agent.gives_outputs:
+        findings = _check_golden(opened, agent, program, facts, record, progress)
+    if evaluation is not None and agent.gives_outputs:
         record |= _evaluate(opened, agent, program, evaluation, metric, findings, progress)
     else:
         record["findings"] = [codec.to_json(f) for f in findings]
@@ -112,11 +120,27 @@ def check_on_device(
     progress("reading the memory that it needs", None)
     record["memory"] = agent.memory(program, sample)
     if emulated:
-        record["instructions"] = _instructions(device, program, sample, record, progress)
+        record["instructions"] = _instructions(agent, program, sample, record, progress)
+    elif isinstance(agent, ToolsAgent):
+        progress(f"asking {agent.tool} for its times on {device.spec}", None)
+        record["tool"] = agent.statistics(program, PROFILES[profile if profile != "none" else "smoke"])
     elif profile != "none":
         progress(f"measuring latency on {device.spec} ({profile})", None)
         record["latency"] = measure_on_device(agent, program, sample, profile)
     return record
+
+
+def _not_run(agent: Agent) -> list[Finding]:
+    if agent.gives_outputs:
+        return []
+    return [
+        Finding(
+            rule="NOT_CHECKED",
+            severity="warning",
+            message=f"Golden vectors and accuracy were not checked on {agent.device.spec}: run_model gives no outputs.",
+            fix="Name benchmark_model or executor_runner in devices.toml, or use --runner native.",
+        )
+    ]
 
 
 def check_stage(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -126,7 +150,7 @@ def check_stage(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     `check_on_device`.
     """
     options = {k: v for k, v in request.items() if k not in ("artifact", "device")}
-    with attach.opened(attach.resolve(request["device"])[0]) as device:
+    with attach.opened(attach.resolve(request["device"])[0], progress) as device:
         return check_on_device(Path(request["artifact"]), device, progress=progress, **options)
 
 
@@ -303,16 +327,17 @@ def measure_on_device(
 
 
 def _instructions(
-    device: Device, program: DeviceProgram, sample: Mapping[str, Array], record: dict[str, Any], progress: Progress
+    agent: Agent, program: DeviceProgram, sample: Mapping[str, Array], record: dict[str, Any], progress: Progress
 ) -> dict[str, Any] | None:
     """Count instructions where the device is a board of this host; without the tools for it say so in a finding."""
     from edge.devices import instructions
 
-    if device.spec.kind != "emulator":
+    board = agent.device.spec
+    if board.kind != "emulator":
         return None
     progress("counting instructions", None)
     try:
-        return asdict(instructions.count_instructions(program, sample, device.spec.address))
+        return asdict(instructions.count_instructions(program, sample, board.address, runner=agent.runner))
     except EdgekitError as error:
         finding = Finding(rule="NOT_COUNTED", severity="info", message=error.message, fix=error.hint)
         record["findings"].append(codec.to_json(finding))

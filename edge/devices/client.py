@@ -40,8 +40,15 @@ _HINTS = {
 }
 
 
+class NoPythonError(DeviceError):
+    """The device has no Python that could be started."""
+
+
 class Agent:
     """Asks the agent on one device; a fresh agent process per question, so that nothing is lost when one dies."""
+
+    runner = "python"
+    gives_outputs: bool = True
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -51,35 +58,35 @@ class Agent:
         """Return the result of one request; raise DeviceError with the agent's diagnosis."""
         number = next(self._numbers)
         request = {"edgekit": PROTOCOL, "id": number, "op": op, "timeout_s": timeout_s, **fields}
-        command = [self.device.python, "-B", self.device.push(AGENT)]
         line = (json.dumps(request) + "\n").encode()
-        done = self.device.run(command, timeout_s=timeout_s + _START_S, stdin=line)
+        done = self.device.run(self._command(), timeout_s=timeout_s + _START_S, stdin=line)
         answer = _answer(done, number)
         if answer is None:
             raise self._silence(done)
         if not answer.get("ok"):
-            raise self._refusal(answer.get("error") or {})
+            raise self.refusal(answer.get("error") or {})
         result: dict[str, Any] = answer["result"]
         return result
+
+    def _command(self) -> list[str]:
+        return [self.device.python, "-B", self.device.push(AGENT)]
 
     def _silence(self, done: Completed) -> DeviceError:
         words = done.error_text
         if done.code > 128:
-            name = (
-                signal.Signals(done.code - 128).name if done.code - 128 in set(signal.Signals) else str(done.code - 128)
-            )
             return DeviceError(
-                f"The agent on {self.device.spec} was ended by {name}.",
+                f"The agent on {self.device.spec} was ended by {signal_name(done.code)}.",
                 hint="The device may have run out of memory (see its kernel log), or someone ended the process.",
             )
         if done.code == 127 or "not found" in words or "No such file" in words:
-            return DeviceError(
+            return NoPythonError(
                 f"Python could not be started on {self.device.spec} as {self.device.python!r}: {words}",
                 hint="Install Python 3 there, or give its path as `python` in devices.toml.",
             )
         return DeviceError(f"The agent on {self.device.spec} gave no answer (exit code {done.code}): {words}")
 
-    def _refusal(self, error: Mapping[str, Any]) -> DeviceError:
+    def refusal(self, error: Mapping[str, Any]) -> DeviceError:
+        """Return the error for an agent's diagnosis: its kind, message and perhaps the last words of the runtime."""
         kind, message = str(error.get("kind")), str(error.get("message"))
         last = str(error.get("tail") or "").strip().splitlines()
         said = f" Its last words: {last[-1][:200]}" if last else ""
@@ -128,17 +135,7 @@ class Agent:
             self.device.forget(wanted)
             with np.load(local, allow_pickle=False) as data:
                 durations, starts = data["durations"], data["starts"]
-        timing = Timing(
-            samples_ns=durations,
-            starts_ns=starts,
-            before=codec.from_json(Environment, told["before"]),
-            after=codec.from_json(Environment, told["after"]),
-            **{
-                k: told[k]
-                for k in ("runs", "duration_s", "warm_up_runs", "warm_up_stable", "clock", "timer_overhead_ns")
-            },
-        )
-        return timing, float(told["load_ms"]), float(told["first_ms"])
+        return timing_of(told, durations, starts), float(told["load_ms"]), float(told["first_ms"])
 
     def memory(self, program: DeviceProgram, sample: Mapping[str, Array]) -> dict[str, int]:
         """Return the peak resident size in KiB: before loading, after loading, after one run."""
@@ -157,6 +154,24 @@ class Agent:
             "program": program.request(self.device.push(program.path)),
             "inputs": self.device.push(place / "inputs.npz"),
         }
+
+
+def signal_name(code: int) -> str:
+    """Return the name of the signal in an exit code above 128."""
+    number = code - 128
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+def timing_of(told: Mapping[str, Any], durations: NDArray[np.int64], starts: NDArray[np.int64]) -> Timing:
+    """Return the raw timing that a device told, with the samples of its file in ns."""
+    keys = ("runs", "duration_s", "warm_up_runs", "warm_up_stable", "clock", "timer_overhead_ns")
+    return Timing(
+        samples_ns=durations,
+        starts_ns=starts,
+        before=codec.from_json(Environment, told["before"]),
+        after=codec.from_json(Environment, told["after"]),
+        **{k: told[k] for k in keys},
+    )
 
 
 def _answer(done: Completed, number: int) -> dict[str, Any] | None:

@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge.devices import sysroot
-from edge.devices.base import DeviceSpec
+from edge.devices.base import Device, DeviceSpec
 from edge.devices.boards import BOARDS
 from edge.devices.local import HostDevice
+
+
+def open_emulated(spec: DeviceSpec) -> Device:
+    """Return the board of a name under qemu-user, or the whole machine under qemu-system."""
+    from edge.devices.virt import MACHINES, VirtDevice
+
+    return VirtDevice(spec) if spec.address in MACHINES else EmulatorDevice(spec)
 
 
 class EmulatorDevice(HostDevice):

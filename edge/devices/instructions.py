@@ -22,6 +22,7 @@ from edge.devices.base import DeviceSpec
 from edge.devices.boards import BOARDS
 from edge.devices.client import Agent
 from edge.devices.emulator import EmulatorDevice
+from edge.devices.native_agent import NativeAgent
 from edge.devices.places import cache_folder
 from edge.devices.programs import DeviceProgram
 from edge.errors import DeviceError, MissingPackageError, ToolError
@@ -83,20 +84,25 @@ def plugin() -> Path:
 
 
 def count_instructions(
-    program: DeviceProgram, sample: Mapping[str, Array], board: str, runs: int = RUNS
+    program: DeviceProgram, sample: Mapping[str, Array], board: str, runs: int = RUNS, runner: str = "python"
 ) -> Instructions:
-    """Return the instructions of one inference of `sample` on an emulated board.
+    """Return the instructions of one inference of `sample` on an emulated board; `runner` is `python` or `native`.
 
     Raises MissingPackageError, ToolError, DeviceError.
     """
     from dataclasses import replace
 
+    if board not in BOARDS:
+        raise DeviceError(
+            f"Instructions are not counted on emulator:{board}.", hint=f"Check on one of {', '.join(sorted(BOARDS))}."
+        )
     with tempfile.TemporaryDirectory(prefix="edgekit-count-") as place:
         lines = Path(place) / "counts.jsonl"
         qemu = [emulator(), "-plugin", f"file={plugin()},out={lines}"]
         with EmulatorDevice(DeviceSpec(kind="emulator", address=board), qemu) as device:
             # More threads would share the counters and make the numbers differ from run to run.
-            Agent(device).count(replace(program, threads=1), sample, runs + 1)
+            agent = NativeAgent(device, program.runtime) if runner == "native" else Agent(device)
+            agent.count(replace(program, threads=1), sample, runs + 1)
         counted = [json.loads(line) for line in lines.read_text(encoding="ascii").splitlines()]
     if len(counted) < runs:
         raise DeviceError(f"The emulator counted {len(counted)} of {runs} runs.", hint="Is another plug-in in use?")

@@ -79,6 +79,11 @@ class Board:
     """
 
     def __init__(self, name: str, *, disk: str = "512m", extra_bin: dict[str, str] | None = None) -> None:
+        if name not in BOARDS:
+            raise DeviceError(
+                f"emulator:{name} is a whole machine without an ssh server; it cannot be served.",
+                hint=f"Serve one of {', '.join(sorted(BOARDS))}.",
+            )
         self.board = BOARDS[name]
         self._root = sysroot.require()
         need("setpriv", "unshare", "nsenter", "mount")

@@ -38,7 +38,9 @@ _KEEPER = """
 umask 077
 folder=$(mktemp -d "$1/edgekit.XXXXXX") || exit 73
 trap '' HUP INT TERM PIPE
-echo "edgekit-folder $folder"
+kind=measured
+[ -e /etc/edgekit-emulator ] && kind=emulated
+echo "edgekit-folder $folder $kind"
 cat >/dev/null
 cd / || cd "$HOME"
 for file in "$folder"/pid.*; do
@@ -129,6 +131,7 @@ class SshDevice(Closing):
         if not shutil.which("ssh"):
             raise MissingPackageError("ssh is not installed.", hint="Install openssh-client.")
         self.spec = spec
+        # Until the board itself says, by a file in its system, that it is an emulated one.
         self.mode: DeviceMode = "measured"
         self.python = spec.options.get("python", "python3")
         self._sockets = tempfile.mkdtemp(prefix="ek-")  # short: a socket's path has 104 characters at most
@@ -160,11 +163,12 @@ class SshDevice(Closing):
                 stderr=stderr,
                 start_new_session=True,  # Ctrl-C is for this process, which then closes the connection in order
             )
-        folder = _folder_line(self._keeper, _OPEN_TIMEOUT_S)
-        if folder is None:
+        told = _folder_line(self._keeper, _OPEN_TIMEOUT_S)
+        if told is None:
             if self._keeper.poll() is None:
                 raise DeviceError(f"{self.spec} did not answer within {_OPEN_TIMEOUT_S:g} s.", hint="Does it hang?")
             raise self._failure(self._keeper.returncode, said.read_text(encoding="utf-8", errors="replace"))
+        folder, self.mode = told
         return folder
 
     def _failure(self, code: int, words: str) -> DeviceError:
@@ -268,8 +272,8 @@ def _shell(script: str, *arguments: str) -> str:
     return shlex.join(["exec", "sh", "-c", script.strip(), "edgekit", *arguments])
 
 
-def _folder_line(process: subprocess.Popen[bytes], timeout_s: float) -> str | None:
-    """Return the folder that the keeper names; what a login script prints before is skipped."""
+def _folder_line(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[str, DeviceMode] | None:
+    """Return the folder that the keeper names and the mode of the board; what a login script prints is skipped."""
     assert process.stdout is not None
     deadline, text = time.monotonic() + timeout_s, b""
     with selectors.DefaultSelector() as selector:
@@ -282,6 +286,6 @@ def _folder_line(process: subprocess.Popen[bytes], timeout_s: float) -> str | No
                 process.wait()
                 return None
             text += part
-            if found := re.search(rb"^edgekit-folder (/[^\s]+)\n", text, re.MULTILINE):
-                return found[1].decode()
+            if found := re.search(rb"^edgekit-folder (/[^\s]+) (measured|emulated)\r?\n", text, re.MULTILINE):
+                return found[1].decode(), "emulated" if found[2] == b"emulated" else "measured"
     return None

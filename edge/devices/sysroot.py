@@ -150,7 +150,7 @@ def python(root: Path) -> Path:
 
 def plan(*, mirror: Mirror | None = None, litert: str | None = None, progress: Progress = no_progress) -> Plan:
     """Return what will be fetched; only package lists travel. Raises MissingPackageError, ToolError."""
-    with _apt(mirror, progress) as apt:
+    with private_apt(mirror, progress) as apt:
         listed = apt.run("install", "-y", "--no-install-recommends", "--print-uris", *PACKAGES)
     packages = tuple(
         Package(file=unquote(m[2]), size_bytes=int(m[3]), uri=m[1])
@@ -180,12 +180,12 @@ def setup(wanted: Plan, *, mirror: Mirror | None = None, progress: Progress = no
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".setup-") as temporary:
         root = Path(temporary) / "arm64"
         _make_skeleton(root)
-        with _apt(mirror, progress) as apt:
+        with private_apt(mirror, progress) as apt:
             progress(f"fetching {len(wanted.packages)} Debian packages ({wanted.package_bytes / 1e6:.0f} MB)", None)
             apt.run("install", "-y", "-d", "--no-install-recommends", *PACKAGES)
             progress("unpacking", None)
             for deb in sorted(apt.archives.glob("*.deb")):
-                _unpack(deb, root)
+                unpack(deb, root)
         progress("fetching the aarch64 wheels of " + ", ".join(wanted.wheels), None)
         _install_wheels(wanted, root)
         _complete(root)
@@ -197,10 +197,11 @@ def setup(wanted: Plan, *, mirror: Mirror | None = None, progress: Progress = no
 
 
 def remove() -> int:
-    """Remove the root and all boards; return the bytes that were freed."""
-    place = cache_folder() / "emulator"
-    freed = sum(p.lstat().st_size for p in place.rglob("*") if p.is_file() and not p.is_symlink())
-    shutil.rmtree(place, ignore_errors=True)
+    """Remove the root, all boards and machines, and the native runners; return the bytes that were freed."""
+    places = [cache_folder() / name for name in ("emulator", "native")]
+    freed = sum(p.lstat().st_size for place in places for p in place.rglob("*") if p.is_file() and not p.is_symlink())
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
     return freed
 
 
@@ -234,12 +235,14 @@ class _Apt:
         }
         self._command = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items())]
 
-    def run(self, *arguments: str) -> str:
-        return _run([*self._command, *arguments], "apt-get")
+    def run(self, *arguments: str, cwd: Path | None = None) -> str:
+        """Return what a command of apt-get prints; `download` writes into `cwd`."""
+        return _run([*self._command, *arguments], "apt-get", cwd)
 
 
 @contextlib.contextmanager
-def _apt(mirror: Mirror | None, progress: Progress) -> Iterator[_Apt]:
+def private_apt(mirror: Mirror | None, progress: Progress) -> Iterator[_Apt]:
+    """Yield apt-get with lists, cache and state of its own for arm64, its package lists read."""
     for tool in ("apt-get", "dpkg-deb", "tar"):
         if not shutil.which(tool):
             raise MissingPackageError(
@@ -272,10 +275,10 @@ def _lines(mirrors: Sequence[Mirror]) -> list[str]:
     return [f"deb [arch=arm64{signed}] {m.uri} {m.suite} {m.components}" for m in mirrors]
 
 
-def _run(command: Sequence[str], name: str) -> str:
+def _run(command: Sequence[str], name: str, cwd: Path | None = None) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, errors="replace"
+            command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S, errors="replace", cwd=cwd
         )
     except subprocess.TimeoutExpired:
         raise ToolError(
@@ -299,7 +302,9 @@ def _make_skeleton(root: Path) -> None:
         (root / name).symlink_to(f"usr/{name}")
 
 
-def _unpack(deb: Path, root: Path) -> None:
+def unpack(deb: Path, root: Path) -> None:
+    """Unpack a package's files below `root`, without manuals; raise ToolError."""
+    root.mkdir(parents=True, exist_ok=True)
     exclude = [f"--exclude={path}" for path in _NOT_NEEDED]
     # Packages of Debian 12 still carry /bin and /lib, which are links here.
     command = ["tar", "-x", "-C", str(root), "--keep-directory-symlink", "--no-same-owner", "--delay-directory-restore"]

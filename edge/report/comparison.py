@@ -34,6 +34,7 @@ def record(artifact: Artifact) -> dict[str, Any]:
         "latency_verdict": latency["verdict"] if latency else None,
         "threads": latency["threads"] if latency else None,
         "predicted_ms": {link: p["value"] for link, p in (m.metrics.predicted_latency or {}).items()},
+        "resident_bytes": latency.get("resident_bytes") if latency else None,
         "activation_bytes": _activation_bytes(m),
         "activation_mode": "predicted",
         "delegated_share": (m.details.get("delegation") or {}).get("delegated_share"),
@@ -68,7 +69,7 @@ def cells(r: dict[str, Any]) -> list[str]:
     latency = "-"
     if r["latency_ms"] is not None:
         mark = ", invalid" if r["latency_verdict"] == "invalid" else ""
-        latency = f"{r['latency_ms']:.3f} ms ({r['latency_mode']}{mark})"
+        latency = f"{r['latency_ms']:.3f} ms, {r['threads']} thread(s) ({r['latency_mode']}{mark})"
     accuracy, drop = "-", "-"
     if r["metric"]:
         accuracy = f"{r['metric']} {score(r['metric'], r['quantized'])} ({r['accuracy_mode']})"
@@ -81,12 +82,24 @@ def cells(r: dict[str, Any]) -> list[str]:
         "-" if r["worst_snr_db"] is None else f"{r['worst_snr_db']:.1f} dB",
         size(r["size_bytes"]),
         latency,
+        "-" if r["resident_bytes"] is None else f"{size(r['resident_bytes'])} ({r['latency_mode']})",
         "-" if r["activation_bytes"] is None else f"{size(r['activation_bytes'])} ({r['activation_mode']})",
         "-" if r["delegated_share"] is None else f"{r['delegated_share']:.0%}",
     ]
 
 
-COLUMNS = ("artifact", "built", "accuracy", "drop", "SNR", "size", "latency on the host", "activations", "delegated")
+COLUMNS = (
+    "artifact",
+    "built",
+    "accuracy",
+    "drop",
+    "SNR",
+    "size",
+    "latency on the host",
+    "memory on the host",
+    "activations",
+    "delegated",
+)
 
 
 def show(artifacts: Sequence[Artifact]) -> None:

@@ -44,8 +44,9 @@ class ProfileRecord:
     """What `profile --json` prints and stores.
 
     `latency` is that of a manifest, with its verdict; `cold` has medians over fresh processes in ms (`start_ms` the
-    interpreter, `import_ms`, `load_ms`, `first_ms`, `total_ms`); `memory` peaks of the resident size in KiB, and the
-    planned `arena_bytes`; `windows` and `trace` are over time. Null is what could not be measured; `findings` say why.
+    interpreter, `import_ms`, `load_ms`, `first_ms`, `total_ms`); `spans` the medians of an inference's parts
+    (`copy_in_ms`, `run_ms`, `read_back_ms`); `memory` peaks of the resident size in KiB, and the planned `arena_bytes`;
+    `windows` and `trace` are over time. Null is what could not be measured; `findings` say why.
     """
 
     schema: int = VERSION
@@ -63,6 +64,7 @@ class ProfileRecord:
     kernels: str
     latency: Mapping[str, Any] | None
     cold: Mapping[str, float] | None
+    spans: Mapping[str, float] | None
     memory: Mapping[str, int | None]
     energy: Mapping[str, Any] | None
     instructions: Mapping[str, Any] | None
@@ -134,6 +136,9 @@ def _latency_rows(r: ProfileRecord) -> Iterator[Row]:
         yield Row(label=name, value=_ms(latency[f"{name}_ms"]), mode=mode)
     value = f"{_ms(latency['min_ms'])} / {_ms(latency['mean_ms'])}, {latency['samples']} runs"
     yield Row(label="fastest / mean", value=value, mode=r.mode)
+    if r.spans:
+        value = f"{r.spans['copy_in_ms']:.4f} / {r.spans['run_ms']:.4f} / {r.spans['read_back_ms']:.4f} ms"
+        yield Row(label="copy in / run / read back", value=value, mode=f"{r.mode}, medians")
     if r.cold:
         value = f"{r.cold['total_ms']:.1f} ms: Python {r.cold['start_ms']:.1f}, imports {r.cold['import_ms']:.1f}, "
         value += f"load {r.cold['load_ms']:.2f}, first inference {r.cold['first_ms']:.2f}"

@@ -18,13 +18,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenDimension:
+    """A dimension of an input that the caller chooses at run time: from `least` to `most`, None where not said."""
+
+    axis: int
+    least: int = 1
+    most: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputDeclaration:
     """What the user says of one input: every field is optional and wins over what the source says.
 
-    `value` fixes a scalar input (a sampling rate, a mode): it is a constant of the program, not an input of it.
+    `shape` has -1 where a dimension stays open at run time, and `open` the bounds of each of these. `value` fixes a
+    scalar input (a sampling rate, a mode): it is a constant of the program, not an input of it.
     """
 
     shape: tuple[int, ...] | None = None
+    open: tuple[OpenDimension, ...] = ()
     dtype: str | None = None
     layout: Layout | None = None
     preprocess: Preprocess | None = None
@@ -38,8 +49,9 @@ class Declaration:
     `layout` is what the built program's image inputs shall have: `keep`, or `channel-last` (4-D channel-first inputs
     and outputs become NHWC). `trust` allows what can run code that a model file carries (a Keras Lambda).
     Shapes and layouts of `inputs` are the source's own, before `layout` is applied. `signature` chooses one of several
-    signatures of a file. `decided` hands back the signature of an earlier load of the same source and declaration:
-    a PyTorch source then needs no trial conversion to find out which ends take channel-last.
+    signatures of a file. `dequantize` lets a quantized `.tflite` be read as a float model. `decided` hands back the
+    signature of an earlier load of the same source and declaration: a PyTorch source then needs no trial conversion to
+    find out which ends take channel-last.
     """
 
     inputs: Mapping[str, InputDeclaration] = field(default_factory=dict)
@@ -50,6 +62,7 @@ class Declaration:
     trust: bool = False
     signature: str = ""
     decided: Signature | None = None
+    dequantize: bool = False
 
 
 class LoadedSource(Protocol):

@@ -104,22 +104,7 @@ def _mapper(table: Mapping[int, int]) -> Callable[[Iterable[int] | None], list[i
 
 def prune(model: Any) -> None:
     """Remove tensors of the main graph that nothing names, and buffers that no tensor uses. One subgraph only."""
-    graph = model.subgraphs[0]
-    ends = [e for s in model.signatureDefs or [] for e in [*(s.inputs or []), *(s.outputs or [])]]
-    used = {int(i) for i in [*graph.inputs, *graph.outputs, *(e.tensorIndex for e in ends)]}
-    for op in graph.operators:
-        used.update(int(i) for field in (op.inputs, op.outputs, op.intermediates) if field is not None for i in field)
-    kept = [i for i in range(len(graph.tensors)) if i in used]
-    remap = _mapper({old: new for new, old in enumerate(kept)})
-    graph.tensors = [graph.tensors[i] for i in kept]
-    graph.inputs, graph.outputs = remap(graph.inputs), remap(graph.outputs)
-    for op in graph.operators:
-        op.inputs, op.outputs = remap(op.inputs), remap(op.outputs)
-        if op.intermediates is not None:
-            op.intermediates = remap(op.intermediates)
-    for entry in ends:
-        entry.tensorIndex = remap([entry.tensorIndex])[0]
-    edit.drop_unused_buffers(model)
+    edit.prune(model)
 
 
 def transposed_ends(model: Any) -> tuple[set[int], set[int]]:

@@ -63,6 +63,12 @@ def static_shape(name: str, shape: Sequence[int | None], declared: tuple[int, ..
     `shape` has None or -1 for open dimensions. Raises ConfigError where the declaration does not fit or is missing.
     """
     source = tuple(-1 if d is None or d < 0 else int(d) for d in shape)
+    if declared is not None and -1 in declared:
+        raise ConfigError(
+            f"The input {name!r} is declared with an open dimension, {list(declared)}, which this kind of source does "
+            "not take.",
+            hint="Open dimensions come from PyTorch modules, .pt2 programs and Keras models; declare fixed sizes.",
+        )
     if declared is not None:
         fits = len(declared) == len(source) and all(s in (-1, d) for s, d in zip(source, declared, strict=True))
         if not fits:
@@ -79,6 +85,59 @@ def static_shape(name: str, shape: Sequence[int | None], declared: tuple[int, ..
             hint=HOW_TO_DECLARE.format(name=name, shape=example),
         )
     return tuple(wanted)
+
+
+def open_shape(name: str, shape: Sequence[int | None], wish: InputDeclaration) -> tuple[int, ...]:
+    """Return the shape of the program with -1 where a dimension is declared open; else as `static_shape`.
+
+    Raises ConfigError where the source fixes a dimension that is declared open.
+    """
+    if not wish.open or wish.shape is None:
+        return static_shape(name, shape, wish.shape)
+    if len(shape) == len(wish.shape):
+        held = [d.axis for d in wish.open if (shape[d.axis] or -1) > 0]
+        if held:
+            raise ConfigError(
+                f"Dimension {held[0]} of {name!r} is declared open; the model takes {shape[held[0]]} there."
+            )
+    fixed = static_shape(name, shape, example_shape(name, wish))
+    return tuple(-1 if d == -1 else f for d, f in zip(wish.shape, fixed, strict=True))
+
+
+# The size that stands for an open dimension without bounds where no example gives one, and how far it grows.
+_OPEN_BATCH = 2
+_GROWTH, _LEAST_BATCH = 2, 8
+
+
+def example_shape(name: str, wish: InputDeclaration, like: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return a fixed shape within the declared bounds: open sizes as in `like` where that fits, else their middle.
+
+    Raises ConfigError for an open dimension of which nothing tells the size.
+    """
+    shape = list(wish.shape or like)
+    for d in wish.open:
+        given = like[d.axis] if len(like) == len(shape) else 0
+        if given >= d.least and given >= 1 and (d.most is None or given <= d.most):
+            shape[d.axis] = given
+        elif d.most is not None:
+            shape[d.axis] = (d.least + d.most) // 2
+        elif d.axis == 0:
+            shape[d.axis] = _OPEN_BATCH
+        else:
+            example = ",".join("1..64" if k == d.axis else str(n) for k, n in enumerate(wish.shape or ()))
+            raise ConfigError(
+                f"Dimension {d.axis} of {name!r} is open, and nothing tells which sizes it has.",
+                hint=f"Give its bounds: --shape {name}={example}.",
+            )
+    return tuple(shape)
+
+
+def largest(axis: int, example: int) -> int:
+    """Return the size up to which memory is planned for an open dimension without bounds: twice the example's.
+
+    A leading dimension (the batch) is planned for 8 at least.
+    """
+    return max(_GROWTH * example, _LEAST_BATCH if axis == 0 else 0)
 
 
 def check_dtype(name: str, dtype: str, declared: str | None) -> None:

@@ -14,6 +14,8 @@ from edge import codec
 from edge.errors import ConversionError, EdgekitError, SourceError, ToolError
 from edge.findings import Finding
 from edge.signature import Signature, TensorSpec
+from edge.sources.base import InputDeclaration, OpenDimension
+from edge.sources.declared import example_shape, largest
 from edge.sources.factory import is_users
 from edge.sources.torch_convert import _where as where
 from edge.sources.torch_convert import explain, wrapper
@@ -23,16 +25,13 @@ from edge.targets.executorch import carrier
 if TYPE_CHECKING:
     from edge.isolate import Progress
 
-# A dynamic dimension is planned for up to this many times its example size, a leading one (the batch) for at least 8.
-GROWTH = 2
-_LEAST_BATCH = 8
 _TO_LAST = (0, 2, 3, 1)
 
 _STEERING = "GuardOnDataDependentSymNode|data-dependent|Could not guard|DataDependentOutput"
 _EFFECTS = r"side effect|HOP|mutat(?:e|ion|ing)|setattr|buffers? .*mutat|HigherOrderOperator"
 _WAY_OUT = (
     "Use torch.cond for a branch (ExecuTorch's portable kernels run it), torch.where to compute both sides, or move "
-    "the decision out of forward."
+    "the decision out of forward. PyTorch Mobile can script it: --script."
 )
 
 
@@ -53,7 +52,9 @@ def export_torch(
     """
     flat = _typed(wrapper(module, call, last_inputs, last_outputs), call.tensors, signature.outputs)
     examples = [t.permute(_TO_LAST).contiguous() if i in last_inputs else t for i, t in enumerate(call.tensors)]
-    program = export(flat, [_as(t, spec) for t, spec in zip(examples, signature.inputs, strict=True)], signature.inputs)
+    given = [_as(t, spec) for t, spec in zip(examples, signature.inputs, strict=True)]
+    spans = [_spans(call.axes(i), turned=i in last_inputs) for i in range(len(given))]
+    program = export(flat, given, signature.inputs, spans)
     carrier.save(program, signature, path)
     return bounds(program, signature)
 
@@ -130,14 +131,27 @@ def _as(tensor: Any, spec: TensorSpec) -> Any:
     return value
 
 
-def export(module: Any, examples: Sequence[Any], specs: Sequence[TensorSpec]) -> Any:
+def _spans(axes: Mapping[int, OpenDimension], *, turned: bool) -> Mapping[int, OpenDimension]:
+    """Return open dimensions by the axis that they have in the program."""
+    return {_TO_LAST.index(axis): d for axis, d in axes.items()} if turned else axes
+
+
+def export(
+    module: Any,
+    examples: Sequence[Any],
+    specs: Sequence[TensorSpec],
+    spans: Sequence[Mapping[int, OpenDimension]] = (),
+) -> Any:
     """Return the ExportedProgram of a module of flat tensors; `specs` (may be empty) tell the dynamic dimensions.
+
+    `spans` has their bounds per input and axis; without them `declared.largest` is the upper one.
 
     Raises ConversionError with the user's file and line, and a way out.
     """
     import torch
 
-    dynamic = [_dims(t, s) for t, s in zip(examples, specs, strict=True)] if specs else []
+    bounded = spans or [{}] * len(specs)
+    dynamic = [_dims(t, s, b) for t, s, b in zip(examples, specs, bounded, strict=True)] if specs else []
     try:
         with torch.no_grad(), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -160,19 +174,15 @@ def _shapes(module: Any, dynamic: Sequence[Mapping[int, Any]]) -> Any:
     return (tuple(dynamic),) if together else tuple(dynamic)
 
 
-def _dims(tensor: Any, spec: TensorSpec) -> dict[int, Any]:
+def _dims(tensor: Any, spec: TensorSpec, spans: Mapping[int, OpenDimension]) -> dict[int, Any]:
     import torch
 
-    return {
-        axis: torch.export.Dim.AUTO(min=1, max=largest(axis, int(tensor.shape[axis])))
-        for axis, size in enumerate(spec.shape)
-        if size == -1
-    }
-
-
-def largest(axis: int, example: int) -> int:
-    """Return the size up to which memory is planned for a dynamic dimension."""
-    return max(GROWTH * example, _LEAST_BATCH if axis == 0 else 0)
+    made = {}
+    for axis in (k for k, size in enumerate(spec.shape) if size == -1):
+        span = spans.get(axis, OpenDimension(axis=axis))
+        most = span.most or largest(axis, int(tensor.shape[axis]))
+        made[axis] = torch.export.Dim.AUTO(min=span.least, max=most)
+    return made
 
 
 def _refuse_effects(module: Any, warned: Sequence[str]) -> None:
@@ -256,9 +266,12 @@ def refused(error: Exception) -> ConversionError:
         return ConversionError(found.message, hint=_WAY_OUT)
     message = found.message.replace("litert-torch failed", "torch.export failed")
     hint = found.hint
-    if unknown := re.search(r"UnsupportedOperatorException: ([\w.]+)", text):
-        message = f"torch.export knows no shape rule of the operator {unknown[1]}{where(error)}."
+    fake = r"no fake impl registered for <?(?:CustomOpDef\()?([\w.:]+)"
+    if unknown := re.search(rf"UnsupportedOperatorException: ([\w.]+)|{fake}", text):
+        message = f"torch.export knows no shape rule of the operator {unknown[1] or unknown[2]}{where(error)}."
         hint = "Write it with torch's own operators, or register one with torch.library.register_fake."
+    elif "numpy" in text and not hint:
+        hint = "Compute with torch's own operators: a program has no NumPy."
     elif re.search(_EFFECTS, text, re.IGNORECASE) and not hint:
         hint = "Keep forward free of side effects: no lists, attributes or globals that it changes."
     return ConversionError(message, hint=hint or "Write the line named here with tensors and fixed sizes only.")
@@ -266,19 +279,19 @@ def refused(error: Exception) -> ConversionError:
 
 def bounds(program: Any, signature: Signature) -> tuple[Finding, ...]:
     """Return one finding per input with dynamic dimensions: up to which size memory is planned."""
-    limits = {str(symbol): span for symbol, span in program.range_constraints.items()}
+    limits = carrier.limits(program)
     made = []
     for spec, value in zip(signature.inputs, carrier.user_inputs(program), strict=True):
         if -1 not in spec.shape:
             continue
-        most = [int(limits[str(d)].upper) if str(d) in limits else int(d) for d in value.shape]
+        most = [carrier.span_of(d, limits)[1] for d in value.shape]
         made.append(
             Finding(
                 rule="DYNAMIC_BOUND",
                 severity="info",
                 op=spec.name,
                 message=f"{spec} takes sizes up to {most}; memory is planned for that.",
-                fix="Give example inputs of half the largest size that is needed.",
+                fix=f"Other bounds: --shape {spec.name}=..., an open dimension as LEAST..MOST.",
             )
         )
     return tuple(made)
@@ -298,7 +311,8 @@ def export_keras(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     _use_torch_backend()
     model = _keras_model(str(request["source"]), trust=bool(request.get("trust", False)))
     path = Path(request["path"])
-    found = export_keras_model(model, signature, path)
+    given = {n: tuple(codec.from_json(OpenDimension, d) for d in dims) for n, dims in request.get("open", {}).items()}
+    found = export_keras_model(model, signature, path, given)
     from edge.sources import declared
 
     return {"findings": [codec.to_json(f) for f in found], "tools": dict(declared.versions("keras", "torch"))}
@@ -326,18 +340,27 @@ def _keras_model(source: str, *, trust: bool) -> Any:
     return made[0] if isinstance(made, (tuple, list)) and len(made) == 2 else made
 
 
-def export_keras_model(model: Any, signature: Signature, path: Path) -> tuple[Finding, ...]:
-    """Write the carrier of a Keras model that runs on the torch backend. Raises ConversionError."""
+def export_keras_model(
+    model: Any, signature: Signature, path: Path, opened: Mapping[str, tuple[OpenDimension, ...]] | None = None
+) -> tuple[Finding, ...]:
+    """Write the carrier of a Keras model that runs on the torch backend. Raises ConversionError.
+
+    `opened` has the bounds of the signature's open dimensions by input name.
+    """
     import torch
 
-    examples = [
-        torch.zeros([2 if d == -1 else d for d in t.shape], dtype=getattr(torch, t.dtype)) for t in signature.inputs
+    dims = [(opened or {}).get(t.name, ()) for t in signature.inputs]
+    shapes = [
+        example_shape(t.name, InputDeclaration(shape=t.shape, open=d))
+        for t, d in zip(signature.inputs, dims, strict=True)
     ]
+    examples = [torch.zeros(s, dtype=getattr(torch, t.dtype)) for s, t in zip(shapes, signature.inputs, strict=True)]
+    spans = [{d.axis: d for d in of} for of in dims]
     flat = _keras_module(model, signature)
-    program = export(flat, examples, signature.inputs)
+    program = export(flat, examples, signature.inputs, spans)
     stripped = program.module(check_guards=False)
     if _strip_layouts(stripped):
-        program = export(_Flat.of(stripped), examples, signature.inputs)
+        program = export(_Flat.of(stripped), examples, signature.inputs, spans)
     carrier.save(program, signature, path)
     return bounds(program, signature)
 
@@ -365,7 +388,7 @@ class _Flat:
 def _keras_module(model: Any, signature: Signature) -> Any:
     import torch
 
-    from edge.sources.base import Declaration, InputDeclaration
+    from edge.sources.base import Declaration
     from edge.sources.keras_model import _symbolic_inputs, flatten
 
     declared = {t.name: InputDeclaration(shape=t.shape, dtype=t.dtype) for t in signature.inputs}

@@ -19,7 +19,14 @@ def call(path: Path, name: str) -> Any:
 
     Raises UsageError where there is no such function, SourceError with file, line and text of what their code raises.
     """
-    with _user_code(path, f"importing {path.name}"):
+    factory = find(path, name)
+    with user_code(path, f"{name}()"):
+        return factory()
+
+
+def find(path: Path, name: str) -> Any:
+    """Return the function `name` of the Python file. Raises as `call` does."""
+    with user_code(path, f"importing {path.name}"):
         module = _imported(path)
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -28,8 +35,7 @@ def call(path: Path, name: str) -> Any:
             f"{path} has no function {name!r}; it defines {', '.join(own) or 'none'}.",
             hint=f"Write {path}:NAME with one that returns a module, or a module and its example inputs.",
         )
-    with _user_code(path, f"{name}()"):
-        return factory()
+    return factory
 
 
 def _imported(path: Path) -> ModuleType:
@@ -53,7 +59,9 @@ def _imported(path: Path) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _user_code(path: Path, doing: str) -> Iterator[None]:
+def user_code(path: Path | str, doing: str) -> Iterator[None]:
+    """Turn what the user's code raises into a SourceError that names their line."""
+    path = path if isinstance(path, Path) else Path(path.rpartition(":")[0] or path)
     try:
         yield
     except (Exception, SystemExit) as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from edge.errors import EdgekitError, SourceError, ToolError
 from edge.findings import Finding
-from edge.sources import declared, keras_file
+from edge.sources import declared, keras_fake_quant, keras_file
 from edge.sources.base import Declaration, LoadedSource
 from edge.sources.keras_model import LoadedKeras
 from edge.sources.sniff import sniff
@@ -58,6 +58,7 @@ def load_model(path: Path, *, trust: bool) -> tuple[Any, tuple[Finding, ...]]:
             f"{path} carries Python code in its Lambda layers: {', '.join(lambdas)}.",
             hint="Run with --trust if you know where the file comes from, or replace them by Keras layers.",
         )
+    keras_fake_quant.layers()  # registered: a model that edgekit trained has them
     plain, cast = keras_file.float32_policies(config)
     cured, dropped = keras_file.cure(plain, str(path))
     suffix = ".keras" if keras_file.is_zip(path) else ".h5"

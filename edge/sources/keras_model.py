@@ -17,7 +17,7 @@ from edge.findings import Finding
 from edge.isolate import Progress, no_progress
 from edge.signature import DTYPES, Signature, TensorSpec
 from edge.sources import declared
-from edge.sources.base import Declaration
+from edge.sources.base import Declaration, InputDeclaration, OpenDimension
 from edge.sources.carrier import check_operators, set_signature, signature_tensors
 from edge.targets.litert import flatbuffer as fb
 
@@ -53,9 +53,15 @@ class LoadedKeras:
         self.tools: Mapping[str, str] = declared.versions("tensorflow", "tensorflow-cpu", "keras")
         _refuse_stateful(model)
         self._reference, names, outputs = self._trace()
-        specs = [_output(name, tensor) for name, tensor in zip(names, outputs, strict=True)]
+        self._open = _open(self._inputs, declaration)
+        specs = [_output(name, tensor, opened=bool(self._open)) for name, tensor in zip(names, outputs, strict=True)]
         self.signature: Signature = declared.signature(declaration, self._inputs, _renamed(specs, declaration))
         self._refuse_changes()
+
+    @property
+    def model(self) -> Any:
+        """The Keras model."""
+        return self._model
 
     def to_exported(self, path: Path, progress: Progress = no_progress) -> tuple[Finding, ...]:
         """Write the torch.export carrier, by Keras's torch backend: that needs a process of its own."""
@@ -64,6 +70,7 @@ class LoadedKeras:
             "signature": codec.to_json(self.signature),
             "path": str(path),
             "trust": self._trust,
+            "open": {name: [codec.to_json(d) for d in dims] for name, dims in self._open.items()},
         }
         answer = isolate.call(
             "edge.sources.exported:export_keras", request, workdir=path.parent, name="export_keras", progress=progress
@@ -86,7 +93,8 @@ class LoadedKeras:
     def _specs(self) -> list[Any]:
         import tensorflow as tf
 
-        return [tf.TensorSpec(t.shape, t.dtype, name=f"i{k:04d}") for k, t in enumerate(self._inputs)]
+        shapes = [[None if d == -1 else d for d in t.shape] for t in self._inputs]
+        return [tf.TensorSpec(shapes[k], t.dtype, name=f"i{k:04d}") for k, t in enumerate(self._inputs)]
 
     def _trace(self) -> tuple[Any, tuple[str, ...], list[Any]]:
         import tensorflow as tf
@@ -114,7 +122,7 @@ class LoadedKeras:
 
     def _refuse_changes(self) -> None:
         random = np.random.default_rng(0)
-        sample = {t.name: _any_value(t, random) for t in self._inputs}
+        sample = {t.name: _any_value(t, self._open.get(t.name, ()), random) for t in self._inputs}
         kept = [v for v in self._model.non_trainable_variables if "seed_generator" not in v.path]
         first, before = self.run(sample), [v.numpy() for v in kept]
         second = self.run(sample)
@@ -201,7 +209,7 @@ def _inputs(model: Any, declaration: Declaration) -> tuple[Any, list[TensorSpec]
                 hint="Move that preprocessing out of the model.",
             )
         declared.check_dtype(name, dtype, wish.dtype)
-        fixed = declared.static_shape(name, shape, wish.shape)
+        fixed = declared.open_shape(name, shape, wish)
         specs.append(declared.tensor(name, fixed, dtype, declared.default_layout(fixed, dtype, wish.layout)))
         findings += declared.batch_finding(name, shape)
     return structure, specs, findings
@@ -237,8 +245,14 @@ def _declared_inputs(model: Any, declaration: Declaration) -> tuple[Any, list[tu
     return (names[0] if len(names) == 1 else names), tensors
 
 
-def _output(name: str, tensor: Any) -> TensorSpec:
-    shape, dtype = tuple(tensor.shape), tensor.dtype.name
+def _open(inputs: Sequence[TensorSpec], declaration: Declaration) -> dict[str, tuple[OpenDimension, ...]]:
+    names = [t.name for t in inputs]
+    wishes = declared.inputs_of(declaration, names)
+    return {name: w.open for name, w in zip(names, wishes, strict=True) if w.open}
+
+
+def _output(name: str, tensor: Any, *, opened: bool = False) -> TensorSpec:
+    shape, dtype = tuple(-1 if d is None and opened else d for d in tensor.shape), tensor.dtype.name
     if any(d is None or d == 0 for d in shape):
         raise ConversionError(
             f"The output {name!r} has the shape {list(shape)}, which depends on the data or is empty.",
@@ -254,10 +268,11 @@ def _renamed(specs: Sequence[TensorSpec], declaration: Declaration) -> list[Tens
     return [declared.tensor(n, t.shape, t.dtype, t.layout) for n, t in zip(names, specs, strict=True)]
 
 
-def _any_value(spec: TensorSpec, random: np.random.Generator) -> Array:
+def _any_value(spec: TensorSpec, opened: tuple[OpenDimension, ...], random: np.random.Generator) -> Array:
+    shape = declared.example_shape(spec.name, InputDeclaration(shape=spec.shape, open=opened))
     if spec.dtype.startswith("float"):
-        return random.random(spec.shape).astype(spec.dtype)
-    return np.zeros(spec.shape, spec.dtype)
+        return random.random(shape).astype(spec.dtype)
+    return np.zeros(shape, spec.dtype)
 
 
 def _all_layers(model: Any) -> list[Any]:

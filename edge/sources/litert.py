@@ -15,6 +15,7 @@ from edge.sources import declared
 from edge.sources.base import Declaration, LoadedSource
 from edge.sources.carrier import check_operators, set_signature, signature_tensors
 from edge.sources.interpret import FloatRunner
+from edge.sources.litert_dequantize import dequantize
 from edge.sources.litert_fold import choose_signature, fix_shapes, fold_weights, refuse_finished
 from edge.sources.sniff import sniff
 from edge.targets.litert import flatbuffer as fb
@@ -41,9 +42,11 @@ class LiteRTSource:
         """Read the file. Raises SourceError for a damaged, quantized or compiled one and for foreign operators."""
         path = Path(location)
         model = fb.load(path)
+        floated = dequantize(model, location) if declaration.dequantize else ()
         refuse_finished(model, location)
         check_operators(model, location, SourceError)
-        findings = [*choose_signature(model, declaration.signature, location), *fold_weights(model, location)]
+        chosen = choose_signature(model, declaration.signature, location)
+        findings = [*floated, *chosen, *fold_weights(model, location)]
         signature, more = _contract(model, declaration)
         return LoadedLiteRT(
             digest=declared.file_digest(path),

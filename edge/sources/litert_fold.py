@@ -35,7 +35,8 @@ def refuse_finished(model: Any, where: str) -> None:
             raise SourceError(
                 f"{where} is already quantized: its activations are {', '.join(dtypes)}; "
                 "build starts from a float model.",
-                hint="Give the float model that it was made of; `edgekit inspect` reads this one.",
+                hint="Give the float model that it was made of, or let this one be computed in float again with "
+                "--dequantize; `edgekit inspect` reads it as it is.",
             )
 
 
@@ -52,7 +53,7 @@ def fold_weights(model: Any, where: str) -> tuple[Finding, ...]:
     stored = [t for t in graph.tensors if t.is_constant and (_is_quantized(t) or t.dtype == "float16")]
     for tensor in stored:
         target = model.subgraphs[0].tensors[tensor.index]
-        edit.set_constant(model, target, _real(model, graph, tensor, where))
+        edit.set_constant(model, target, real_value(model, graph, tensor, where))
         target.quantization = None
     dead = {op.index for op in graph.ops if op.name == "DEQUANTIZE" and graph.tensors[op.inputs[0]].is_constant}
     for index in dead:
@@ -74,7 +75,8 @@ def fold_weights(model: Any, where: str) -> tuple[Finding, ...]:
     )
 
 
-def _real(model: Any, graph: fb.Graph, tensor: fb.Tensor, where: str) -> Array:
+def real_value(model: Any, graph: fb.Graph, tensor: fb.Tensor, where: str) -> Array:
+    """Return the float32 values of a constant. Raises SourceError for a stored form that is unknown here."""
     raw = model.subgraphs[0].tensors[tensor.index]
     if raw.sparsity is not None or (_is_quantized(tensor) and raw.quantization.detailsType):
         raise SourceError(

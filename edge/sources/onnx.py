@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge import codec, isolate
-from edge.errors import ConversionError, EdgekitError, MissingPackageError, SourceError, UsageError
+from edge.errors import EdgekitError
 from edge.findings import Finding
 from edge.isolate import Progress, no_progress
 from edge.signature import Layout, Signature
-from edge.sources import declared
+from edge.sources import declared, routes
 from edge.sources.base import Declaration, LoadedSource
 from edge.sources.onnx_file import Description, OnnxReference, describe, read, typed
 from edge.sources.sniff import sniff
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
-
-# The routes of edge.sources.onnx_routes, in the order in which they are tried: `graph` is edgekit's own operators in
-# PyTorch, then litert-torch or torch.export; `onnx2torch` that package, TorchScript and TS2EPConverter before the same.
-ROUTES = ("graph", "onnx2torch")
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ class LoadedOnnx:
         self._folder = Path(tempfile.mkdtemp(prefix="edgekit-onnx-"))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._carrier = self._folder / "carrier.tflite"
+        self._route, self._failed = "", dict[str, EdgekitError]()
         self.tools: Mapping[str, str] = declared.versions("onnx", "onnxruntime")
         self.findings: tuple[Finding, ...] = tuple(
             f for i in description.free for f in declared.batch_finding(i.name, [-1 if i.open_batch else 1])
@@ -96,7 +93,35 @@ class LoadedOnnx:
         return replace(self.declaration, inputs={n: v for n, v in named.items() if n in free}, outputs=())
 
     def _convert(self) -> None:
-        answer = self._first_that_works("attempt", {"carrier": str(self._carrier)})
+        """Find the layouts: those of the first route whose program passes verification on random inputs."""
+        failed: dict[str, EdgekitError] = {}
+        for route in routes.routes_of("onnx", "litert"):
+            try:
+                answer = self._attempt("attempt", {"carrier": str(self._carrier)}, route.name)
+            except EdgekitError as error:
+                if not failed and routes.is_users(error):
+                    raise
+                failed[route.name] = error
+            else:
+                self._route, self._failed = route.name, failed
+                self._take(answer)
+                self.findings += routes.route_finding(route.name, {n: e.message for n, e in failed.items()})
+                return
+        raise routes.all_failed(failed)
+
+    def _attempt(
+        self, stage: str, request: dict[str, Any], route: str, progress: Progress = no_progress
+    ) -> dict[str, Any]:
+        common = {"source": str(self.path.resolve()), "declaration": codec.to_json(self.declaration), "route": route}
+        return isolate.call(
+            f"edge.sources.onnx_routes:{stage}",
+            {**common, **request},
+            workdir=self._folder,
+            name=f"onnx-{route}",
+            progress=progress,
+        )
+
+    def _take(self, answer: Mapping[str, Any]) -> None:
         self.signature = codec.from_json(Signature, answer["signature"])
         known = {(f.rule, f.op) for f in self.findings}
         found = [codec.from_json(Finding, f) for f in answer["findings"]]
@@ -118,62 +143,37 @@ class LoadedOnnx:
         """Return onnxruntime's outputs by signature name, in the signature's layouts and dtypes."""
         return typed(self._reference.run(inputs), self.signature)
 
-    def to_litert(self, path: Path) -> None:
-        """Write the program of the first route that passes verification. Raises ConversionError with all reasons."""
+    def to_litert(self, path: Path, route: str = "") -> None:
+        """Write the program of a route, without a name the one that passed first. Raises ConversionError."""
         if not self._carrier.is_file():
             self._convert()
-        shutil.copyfile(self._carrier, path)
+        if route in self._failed:
+            raise self._failed[route]
+        if route in ("", self._route):
+            shutil.copyfile(self._carrier, path)
+            return
+        # The layouts are settled by the route that passed first.
+        self._attempt("attempt", {"carrier": str(path.resolve()), "signature": codec.to_json(self.signature)}, route)
 
-    def to_exported(self, path: Path, progress: Progress = no_progress) -> tuple[Finding, ...]:
-        """Write the exported carrier by the first route that passes verification."""
+    def to_exported(self, path: Path, progress: Progress = no_progress, route: str = "") -> tuple[Finding, ...]:
+        """Write the exported carrier by a route, without a name by the first. Raises ConversionError."""
         request = {"carrier": str(path.resolve()), "signature": codec.to_json(self.signature)}
-        answer = self._first_that_works("attempt_export", request, progress)
+        name = route or routes.routes_of("onnx", "exported")[0].name
+        answer = self._attempt("attempt_export", request, name, progress)
         self.tools = {**self.tools, **answer["tools"]}
         return tuple(codec.from_json(Finding, f) for f in answer["findings"])
 
-    def _first_that_works(
-        self, stage: str, request: dict[str, Any], progress: Progress = no_progress
-    ) -> dict[str, Any]:
-        failed: dict[str, EdgekitError] = {}
-        common = {"source": str(self.path.resolve()), "declaration": codec.to_json(self.declaration)}
-        for route in ROUTES:
-            try:
-                answer = isolate.call(
-                    f"edge.sources.onnx_routes:{stage}",
-                    {**common, **request, "route": route},
-                    workdir=self._folder,
-                    name=f"onnx-{route}",
-                    progress=progress,
-                )
-            except (UsageError, SourceError):
-                raise
-            except EdgekitError as error:
-                if isinstance(error, MissingPackageError) and route == ROUTES[0]:
-                    raise
-                failed[route] = error
-            else:
-                self.findings += _route_finding(route, {r: e.message for r, e in failed.items()})
-                return answer
-        first = failed[ROUTES[0]]
-        others = "; ".join(f"{route}: {error.message}" for route, error in list(failed.items())[1:])
-        raise ConversionError(f"{first.message} The other routes failed as well: {others}", hint=first.hint) from first
+    def first_difference(self, sample: Mapping[str, Array], route: str) -> str:
+        """Return a sentence on the first operator that differs from onnxruntime's on an input of the signature."""
+        stored = self._folder / "culprit.npz"
+        np.savez(stored, *[np.asarray(sample[t.name]) for t in self.signature.inputs])
+        request = {"inputs": str(stored), "signature": codec.to_json(self.signature)}
+        where: str = self._attempt("culprit", request, route)["where"]
+        return where
 
 
 def _output_layout(value: Array) -> Layout:
     return "NCHW" if value.ndim == 4 and value.dtype.kind == "f" else "other"
-
-
-def _route_finding(route: str, failed: Mapping[str, str]) -> tuple[Finding, ...]:
-    if not failed:
-        return ()
-    reasons = "; ".join(f"{name}: {text}" for name, text in failed.items())
-    return (
-        Finding(
-            rule="ROUTE_CHOSEN",
-            severity="info",
-            message=f"The model was converted by the route {route}; others failed before it: {reasons}",
-        ),
-    )
 
 
 def digest(path: Path) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Before opset 7 binary operators broadcast by attributes of their own.
 LEAST_OPSET = 7
-_QUANTIZED = {"QuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
+_QUANTIZED = {"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 # Imported for their converters.
 from edge.errors import ConversionError
-from edge.sources import onnx_layers, onnx_ops, onnx_resize  # noqa: F401
+from edge.sources import onnx_layers, onnx_ops, onnx_quantized, onnx_resize  # noqa: F401
 from edge.sources.onnx_file import Description, import_onnx, opset_of
 from edge.sources.onnx_node import CONVERTERS, STACK, Node, convert
 
@@ -67,7 +67,9 @@ def _tensor(value: Array) -> Any:
         return None
     if array.dtype.kind not in "biuf" or array.dtype in (np.float16, np.float64):
         array = array.astype(np.float32)
-    return torch.from_numpy(np.array(array))  # a copy of its own, writable, and a scalar stays one
+    # A copy of its own, writable, and a scalar stays one; row by row, because torch.export.save reads the memory of
+    # tensors with other strides wrongly.
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def build(model: Any, description: Description) -> Any:
@@ -121,7 +123,11 @@ def _node(proto: Any, scope: dict[str, int], walk: _Walk, prefix: str, graph: An
             return _loop(proto, scope, walk, name)
         if kind in ("Shape", "Size") and given[0] not in walk.constants:
             return [walk.know(_shape(proto, walk.tensors[given[0]]), proto.output[0])]
-        if all(i in walk.constants for i in given) and kind not in _RANDOM | _CONTROL:
+        kept = bool(given) and onnx_quantized.keeps(kind, walk.constants.get(given[0]))
+        if kind == "DequantizeLinear" and not kept and all(i in walk.constants for i in given):
+            values = [None if i is None else walk.constants[i] for i in inputs]
+            return [walk.know(onnx_quantized.folded(values, _attributes(proto)), proto.output[0])]
+        if all(i in walk.constants for i in given) and kind not in _RANDOM | _CONTROL and not kept:
             return _evaluate(proto, [None if i is None else walk.constants[i] for i in inputs], walk, name)
     if proto.domain not in ("", "ai.onnx") or kind not in CONVERTERS:
         raise _unsupported(proto, name, graph)

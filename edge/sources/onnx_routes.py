@@ -16,6 +16,7 @@ from edge.errors import ConversionError, MissingPackageError
 from edge.signature import Signature
 from edge.sources import onnx_graph
 from edge.sources.base import Declaration
+from edge.sources.litert_exported import close
 from edge.sources.onnx_file import Description, OnnxReference, describe, read, typed
 from edge.sources.torch_io import Call
 from edge.sources.torch_model import LoadedTorch
@@ -37,6 +38,8 @@ def attempt(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     model = read(path)
     description = describe(model, declaration)
     progress(f"converting ONNX by {request['route']}", None)
+    if "signature" in request:  # of an earlier route, whose layouts stay
+        declaration = replace(declaration, decided=codec.from_json(Signature, request["signature"]))
     loaded = opened(model, description, declaration, request["route"])
     inputs, outputs = loaded.turned()
     carrier = Path(request["carrier"])
@@ -64,13 +67,39 @@ def attempt_export(request: dict[str, Any], progress: Progress) -> dict[str, Any
     samples = [random_inputs(loaded.signature, k) for k in range(2)]
     expected = [typed(reference.run(s), loaded.signature) for s in samples]
     if wrong := [d for d in compare(expected, [loaded.run(s) for s in samples]) if not d.accepted]:
-        raise ConversionError(f"The module made of the ONNX model computes something else. {wrong[0]}.")
+        where = _first_difference(loaded, model, description, loaded.tensors(samples[0]))
+        raise ConversionError(f"The module made of the ONNX model computes something else. {wrong[0]}. {where}")
     found = loaded.to_exported(Path(request["carrier"]), progress)
     return {"findings": [codec.to_json(f) for f in found], "tools": dict(loaded.tools)}
 
 
+def culprit(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Stage: find the first operator that differs from onnxruntime's on `inputs` (an npz in order)."""
+    path, declaration = Path(request["source"]), codec.from_json(Declaration, request["declaration"])
+    signature = codec.from_json(Signature, request["signature"])
+    model = read(path)
+    description = describe(model, declaration)
+    progress("looking for the first operator that differs", None)
+    loaded = opened(model, description, replace(declaration, decided=signature), request["route"])
+    with np.load(request["inputs"], allow_pickle=False) as stored:
+        sample = {t.name: stored[f"arr_{i}"] for i, t in enumerate(signature.inputs)}
+    return {"where": _first_difference(loaded, model, description, loaded.tensors(sample))}
+
+
 class OnnxTorch(LoadedTorch):
     """A PyTorch form of an ONNX model."""
+
+    def tensors(self, sample: Mapping[str, Array]) -> list[Any]:
+        """Return an input of the signature as the module takes it: in the file's layouts and dtypes."""
+        import torch
+
+        found = []
+        for name, like in zip(self._call.names, self._call.tensors, strict=True):
+            value = np.asarray(sample[name])
+            if self._turned(("input", name)):
+                value = value.transpose(0, 3, 1, 2)
+            found.append(torch.from_numpy(np.array(value, order="C")).to(like.dtype))
+        return found
 
     def turned(self) -> tuple[list[str], list[str]]:
         """Return the inputs and outputs that are channel-first in the file and channel-last in the program."""
@@ -193,42 +222,36 @@ def _verify(loaded: OnnxTorch, reference: OnnxReference, carrier: Path, model: A
     try:
         loaded.findings += verify_carrier(_Subject(loaded, reference), carrier, samples)
     except ConversionError as error:
-        if where := _first_difference(loaded, model, description):
-            raise ConversionError(
-                f"{error.message} The first operator that differs is {where}.", hint=error.hint
-            ) from error
-        raise
+        where = _first_difference(loaded, model, description, loaded.tensors(samples[0]))
+        raise ConversionError(f"{error.message} {where}", hint=error.hint) from error
 
 
-def _first_difference(loaded: OnnxTorch, model: Any, description: Description) -> str:
-    """Return the first operator whose PyTorch form differs from onnxruntime's result, '' where none does."""
+def _first_difference(loaded: OnnxTorch, model: Any, description: Description, tensors: list[Any]) -> str:
+    """Return a sentence on the first operator whose PyTorch form differs from onnxruntime's result."""
     import torch
 
     from edge.sources.onnx_file import session
 
     module = loaded.module
     if not hasattr(module, "replay") or model.ByteSize() > 2**30:
-        return ""
+        return "Which operator is at fault is not known."
     copy = type(model)()
     copy.CopyFrom(model)
     have = {o.name for o in copy.graph.output}
     named = [o for n in copy.graph.node for o in n.output if o and o not in have]
     copy.graph.output.extend(type(copy.graph.output[0])(name=o) for o in named)
-    tensors = [onnx_graph.example(i.shape, i.dtype) for i in description.free]
     free = iter(tensors)
-    feed = {i.source: i.constant() if i.value is not None else next(free).numpy() for i in description.inputs}
+    feed = {i.source: i.constant() if i.value is not None else _fed(next(free), i.dtype) for i in description.inputs}
     values = dict(zip([*have, *named], session(copy.SerializeToString()).run([*have, *named], feed), strict=True))
     with torch.no_grad():
         for node, results in module.replay(module.start(tensors)):
             for name, tensor in results:
                 expected = np.asarray(values.get(name)) if name in values else None
-                if expected is not None and not _close(expected, tensor.numpy()):
-                    return f"{node.kind} (node {node.name!r}, tensor {name!r})"
-    return ""
+                if expected is not None and not close(expected, tensor.numpy()):
+                    return f"The first operator that differs is {node.kind} (node {node.name!r}, tensor {name!r})."
+    return "Each operator alone gives onnxruntime's result; the conversion of the whole PyTorch graph is at fault."
 
 
-def _close(a: Array, b: Array) -> bool:
-    if a.shape != b.shape:
-        return False
-    limit = 1e-3 * float(np.abs(a).max(initial=0)) + 1e-5
-    return bool(np.allclose(a.astype(np.float64), b.astype(np.float64), rtol=0, atol=limit, equal_nan=True))
+def _fed(tensor: Any, dtype: str) -> Array:
+    array: Array = tensor.numpy()
+    return array.astype(dtype, copy=False)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
 from edge.errors import SourceError, UsageError
 from edge.sources.base import Declaration, LoadedSource, Source
+from edge.sources.routes import routes_of
 from edge.sources.sniff import Content, sniff, split_factory
 
 ENTRY_POINT_GROUP = "edgekit.sources"
@@ -45,10 +46,18 @@ _NOT_YET: dict[Content, tuple[str, str]] = {
 # Of each kind: what it is for a reader, the distributions that read it, the extra that brings them.
 _ABOUT: dict[str, tuple[str, tuple[str, ...], str]] = {
     "keras": ("Keras .keras, .h5 and .hdf5 with the whole model", ("keras", "tensorflow"), "tensorflow"),
-    "torch": ("PyTorch, Keras or JAX by file.py:factory; PyTorch .pt2", ("torch", "litert-torch"), "torch"),
-    "litert": ("float and float16 .tflite", ("ai-edge-litert",), "litert"),
+    "torch": ("PyTorch and Keras by file.py:factory; PyTorch .pt2", ("torch", "litert-torch"), "torch"),
+    "litert": (
+        "LiteRT .tflite: float, float16 or int8 weights; all of int8 with --dequantize",
+        ("ai-edge-litert",),
+        "litert",
+    ),
     "onnx": ("ONNX .onnx, opset 7 and later", ("onnx", "onnxruntime", "torch", "litert-torch"), "onnx"),
-    "saved-model": ("TensorFlow SavedModel folders", ("tensorflow",), "tensorflow"),
+    "saved-model": (
+        "TensorFlow SavedModel folders, also of Keras 2 with its optimizer's slots",
+        ("tensorflow",),
+        "tensorflow",
+    ),
     "frozen-graph": ("frozen TensorFlow graphs .pb", ("tensorflow",), "tensorflow"),
     "torchscript": ("TorchScript .pt and .jit", ("torch", "litert-torch"), "torch"),
     "hugging-face": (
@@ -56,23 +65,38 @@ _ABOUT: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("transformers", "torch", "litert-torch"),
         "transformers",
     ),
+    "jax": ("JAX functions, Flax and Equinox modules by file.py:factory", ("jax", "tensorflow"), "jax"),
 }
+# Packages that a factory's own file imports: only models of theirs need them.
+_OPTIONAL = {"onnx": ("onnx2torch",), "jax": ("flax", "equinox")}
 # Distributions that a platform has under another name.
 _ALSO = {"tensorflow": ("tensorflow-cpu", "tensorflow-macos", "tensorflow-intel")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One kind of source: what it is, its packages with the installed version (None: missing), their extra."""
+    """One kind of source: what it is, its packages with the installed version (None: missing), their extra.
+
+    `optional` packages are needed by some models only; `routes` names the ways to each carrier in their order.
+    """
 
     kind: str
     what: str
     packages: Mapping[str, str | None]
     extra: str
+    optional: Mapping[str, str | None] = field(default_factory=dict)
+    routes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the kind as JSON-compatible data."""
-        return {"kind": self.kind, "what": self.what, "packages": dict(self.packages), "ready": self.ready}
+        return {
+            "kind": self.kind,
+            "what": self.what,
+            "packages": dict(self.packages),
+            "optional": dict(self.optional),
+            "routes": {carrier: list(names) for carrier, names in self.routes.items()},
+            "ready": self.ready,
+        }
 
     @property
     def ready(self) -> bool:
@@ -83,7 +107,14 @@ class Kind:
 def kinds() -> tuple[Kind, ...]:
     """Return the built-in kinds, then those that other packages bring; no framework is imported."""
     own = [
-        Kind(kind=kind, what=what, packages={p: _version(p) for p in packages}, extra=extra)
+        Kind(
+            kind=kind,
+            what=what,
+            packages={p: _version(p) for p in packages},
+            extra=extra,
+            optional={p: _version(p) for p in _OPTIONAL.get(kind, ())},
+            routes={c: tuple(r.name for r in routes_of(kind, c)) for c in ("litert", "exported")},
+        )
         for kind, (what, packages, extra) in _ABOUT.items()
     ]
     found = [

@@ -14,6 +14,7 @@ from edge.sources import declared, factory, torch_io
 from edge.sources.base import Declaration, LoadedSource
 from edge.sources.sniff import sniff, split_factory
 from edge.sources.torch_model import LoadedTorch
+from edge.targets import torch_fake_quant
 
 _STATE_HINT = "Make the state an input and an output of the module."
 
@@ -41,20 +42,36 @@ def _from_factory(path: Path, name: str, declaration: Declaration) -> LoadedSour
     if torch:
         torch.manual_seed(0)  # a factory without trained weights gives the same module at each build
     made = factory.call(path, name)
-    model, example = made if isinstance(made, (tuple, list)) and len(made) == 2 else (made, None)
+    model, example, methods = _parts(made)
     if type(model).__module__.partition(".")[0] == "keras" or _is_keras(model):
         return _from_keras(path, name, model, declaration)
     if torch is None or isinstance(model, torch.jit.ScriptModule) or not isinstance(model, torch.nn.Module):
         return _from_function(path, name, (model, example), declaration)
     model.eval()
-    findings = to_float32(model)
+    model, faked = torch_fake_quant.freeze(model)
+    findings = (*to_float32(model), *faked)
     if example is None:
         call = torch_io.from_declaration(model, declaration)
     else:
         args, kwargs = torch_io.as_arguments(example)
         call = torch_io.from_example(model, args, kwargs, declaration)
     digest = _digest(path.read_bytes(), model.state_dict())
-    return LoadedTorch(model, call, declaration, digest=digest, findings=findings)
+    return LoadedTorch(model, call, declaration, digest=digest, findings=findings, methods=methods)
+
+
+def _parts(made: Any) -> tuple[Any, Any, Mapping[str, tuple[Any, ...]]]:
+    """Return module, example inputs and further methods with theirs: a factory may return one, two or all three."""
+    if not isinstance(made, (tuple, list)) or len(made) not in (2, 3):
+        return made, None, {}
+    model, example, *rest = made
+    if not rest:
+        return model, example, {}
+    if not isinstance(rest[0], Mapping) or not all(isinstance(n, str) for n in rest[0]):
+        raise SourceError(
+            f"The third value of the factory is {type(rest[0]).__name__}; accepted: further methods of the module "
+            "with their example inputs, such as {'decode': (tensor,)}.",
+        )
+    return model, example, {n: torch_io.as_arguments(v)[0] for n, v in rest[0].items()}
 
 
 def _torch() -> Any:
@@ -143,6 +160,7 @@ def to_float32(module: Any) -> tuple[Finding, ...]:
 def _from_exported(path: Path, declaration: Declaration) -> LoadedSource:
     import torch
 
+    torch_fake_quant.operators()
     try:
         program = torch.export.load(str(path))
     except Exception as error:  # a damaged archive raises whatever its parts lead to
@@ -157,6 +175,8 @@ def _from_exported(path: Path, declaration: Declaration) -> LoadedSource:
             f"{path} holds no example inputs.", hint="Export it again with torch.export.export(module, inputs)."
         )
     module = program.module(check_guards=False)
+    if torch_fake_quant.marks(module.graph):
+        torch_fake_quant.rewrite(module)
     findings = (*to_float32(module), *_baked(program))
     args, kwargs = _batch_of_one(program)
     call = torch_io.from_example(module, args, kwargs, declaration)

@@ -13,7 +13,9 @@ from edge.sources.carrier import check_operators
 from edge.sources.factory import is_users, place
 from edge.sources.torch_io import Call, flatten_outputs
 from edge.sources.transposes import remove_transposes
+from edge.targets import torch_fake_quant
 from edge.targets.litert import flatbuffer as fb
+from edge.targets.litert import learned
 
 _TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 
@@ -47,7 +49,7 @@ def wrapper(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: 
 def convert(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: frozenset[int]) -> Any:
     """Return the `ModelT`; inputs are named `args_0`, …, outputs `output_0`, …. Raises ConversionError."""
     try:
-        import litert_torch
+        import litert_torch  # noqa: F401
     except ImportError as error:
         raise MissingPackageError(
             "Converting a PyTorch module needs the package litert-torch, which cannot be imported.",
@@ -60,13 +62,36 @@ def convert(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: 
         try:
             # The wrapper's own mode only: an exported program's module refuses train() and eval().
             flat.training = False
-            litert_torch.convert(flat, tuple(sample), strict_export=False).export(str(path))
+            _converted(flat, tuple(sample), path)
         except Exception as error:  # torch, jax and MLIR each have their own kinds
             raise explain(error) from error
         model = fb.load(path, name="The converted program")
     check_operators(model, "The converted program")
+    if not learned.carries(model):
+        remove_transposes(model)
+        return model
+    # Between TRANSPOSE operators, pairs of fake quantization would keep them from meeting.
+    learned.strip(model)
     remove_transposes(model)
+    learned.insert(model)
     return model
+
+
+def _converted(flat: Any, sample: tuple[Any, ...], path: Path) -> None:
+    import litert_torch
+
+    try:
+        litert_torch.convert(flat, sample, strict_export=False).export(str(path))
+    except Exception as error:
+        told = _texts(error)
+        if "fake_quantize" not in told and "quantized_decomposed" not in told and not isinstance(error, KeyError):
+            raise
+        # It knows fake quantization only as pairs of operators with constant scales.
+        import torch
+
+        paired = torch.export.export(flat, sample, strict=False).module(check_guards=False)
+        torch_fake_quant.rewrite(paired)
+        litert_torch.convert(paired, sample, strict_export=False).export(str(path))
 
 
 def _where(error: BaseException) -> str:

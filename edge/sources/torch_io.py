@@ -12,7 +12,7 @@ from edge.errors import ConfigError, ConversionError, SourceError
 from edge.findings import Finding
 from edge.signature import DTYPES, Layout
 from edge.sources import declared
-from edge.sources.base import Declaration, InputDeclaration
+from edge.sources.base import Declaration, InputDeclaration, OpenDimension
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,12 @@ class Call:
     leaves: tuple[Any, ...]
     positions: tuple[int, ...]
     structure: Any
+    # Per input its dimensions that stay open; empty where all inputs have fixed sizes.
+    open: tuple[tuple[OpenDimension, ...], ...] = ()
+
+    def axes(self, position: int) -> dict[int, OpenDimension]:
+        """Return the open dimensions of one input by axis."""
+        return {d.axis: d for d in self.open[position]} if self.open else {}
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return args and kwargs of the module with these tensors in place of the example's."""
@@ -121,13 +127,15 @@ def from_example(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dec
     wishes = declared.inputs_of(declaration, names)
     tensors = tuple(_example(n, leaves[i], w) for n, i, w in zip(names, positions, wishes, strict=True))
     layouts = tuple(_layout(n, t, w) for n, t, w in zip(names, tensors, wishes, strict=True))
-    return Call(names, tensors, layouts, tuple(leaves), positions, structure)
+    opened = tuple(w.open for w in wishes) if any(w.open for w in wishes) else ()
+    return Call(names, tensors, layouts, tuple(leaves), positions, structure, opened)
 
 
 def _example(name: str, tensor: Any, wish: InputDeclaration) -> Any:
     import torch
 
-    shape = declared.static_shape(name, wish.shape or tuple(tensor.shape), None)
+    given = declared.example_shape(name, wish, tuple(tensor.shape)) if wish.open else wish.shape
+    shape = declared.static_shape(name, given or tuple(tensor.shape), None)
     dtype = getattr(torch, wish.dtype) if wish.dtype else tensor.dtype
     if tuple(tensor.shape) == shape and tensor.dtype == dtype:
         value = tensor.detach()

@@ -49,7 +49,9 @@ class LoadedTorch:
         digest: str,
         findings: Sequence[Finding],
         kind: str = "torch",
+        methods: Mapping[str, tuple[Any, ...]] | None = None,
     ) -> None:
+        self._methods = dict(methods or {})
         self._module, self._call, self._declaration = module, call, declaration
         self.kind, self.digest = kind, digest
         self.findings: tuple[Finding, ...] = tuple(findings)
@@ -57,6 +59,7 @@ class LoadedTorch:
         results = self._settled()
         self._names = declared.output_names(declaration, declared.unique(n for n, _ in results))
         self._outputs = tuple(t for _, t in results)
+        self._open_outputs = self._follow_sizes() if call.open else {}
         self._check_outputs()
         self._source = self._source_layouts()
         self._converted: Any = None
@@ -104,6 +107,24 @@ class LoadedTorch:
                 hint="Make the state an input and an output of the module; call eval() in the factory.",
             )
         return second
+
+    def _follow_sizes(self) -> dict[str, frozenset[int]]:
+        """Return the dimensions of each output that change where the open ones of the inputs do."""
+        refused: SourceError | None = None
+        for tensors in resized(self._call):
+            try:
+                others = [t for _, t in self._run(tensors)]
+            except SourceError as error:
+                refused = error
+                continue
+            return {
+                name: frozenset(k for k, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b)
+                for name, one, two in zip(self._names, self._outputs, others, strict=True)
+            }
+        raise ConversionError(
+            f"The module takes no other size of its open dimensions. {refused.message if refused else ''}".strip(),
+            hint="Declare fixed sizes, or remove what depends on one size (a reshape, a position table).",
+        )
 
     def _state(self) -> dict[str, Any]:
         return {name: copy.deepcopy(value.detach()) for name, value in self._module.named_buffers()}
@@ -156,6 +177,21 @@ class LoadedTorch:
         return images - stray
 
     @property
+    def call(self) -> Call:
+        """How the module is called."""
+        return self._call
+
+    def arguments(self, inputs: Mapping[str, Array]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return args and kwargs of the module for inputs by signature name, in the signature's layouts."""
+        import torch
+
+        tensors = []
+        for name, example in zip(self._call.names, self._call.tensors, strict=True):
+            value = torch.from_numpy(np.array(inputs[name])).to(example.dtype)
+            tensors.append(channel_first(value) if self._turned(("input", name)) else value)
+        return self._call.arguments(tensors)
+
+    @property
     def convertible(self) -> Any:
         """The module that converters take; the reference itself, but for kinds that they refuse."""
         return self._module
@@ -175,10 +211,15 @@ class LoadedTorch:
         return declared.signature(self._declaration, inputs, outputs)
 
     def _spec(self, end: End, tensor: Any) -> TensorSpec:
-        shape = tuple(int(d) for d in tensor.shape)
+        shape = tuple(-1 if k in self._open_axes(end) else int(d) for k, d in enumerate(tensor.shape))
         if self._turned(end):
             shape = (shape[0], shape[2], shape[3], shape[1])
         return declared.tensor(end[1], shape, program_dtype(dtype_name(tensor), end[1]), self._layouts[end])
+
+    def _open_axes(self, end: End) -> frozenset[int]:
+        if end[0] == "input":
+            return frozenset(self._call.axes(self._call.names.index(end[1])))
+        return self._open_outputs.get(end[1], frozenset())
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the module's float outputs by signature name, in the signature's layouts and dtypes."""
@@ -205,15 +246,60 @@ class LoadedTorch:
         )
         path.write_bytes(fb.dump(model))
 
+    def to_scripted(self, path: Path) -> None:
+        """Write a TorchScript carrier, which keeps branches that depend on data. Raises ConversionError."""
+        import torch
+
+        from edge.targets.torch_mobile import scripted
+
+        _unwrapped(self._call)
+        if not isinstance(self._module, torch.nn.Module) or self.kind != "torch":
+            raise ConversionError(f"A source of kind {self.kind} has no Python to script.", hint="Drop --script.")
+        args, kwargs = self._call.arguments(self._call.tensors)
+        with torch.no_grad(), _no_fast_path():
+            results = self._module(*args, **kwargs)
+        dtypes = [dtype_name(t) for t in self._call.tensors]
+        scripted.script(self._module, self.signature, dtypes, results, path)
+
     def to_exported(self, path: Path, progress: Progress = no_progress) -> tuple[Finding, ...]:
         """Write the exported carrier (`.pt2`), in the layouts of the signature. Raises ConversionError."""
-        from edge.sources.exported import export_torch
+        from edge.sources.exported import export_methods, export_torch
 
         progress("exporting with torch.export", None)
         inputs = frozenset(i for i, n in enumerate(self._call.names) if self._turned(("input", n)))
         outputs = frozenset(i for i, n in enumerate(self._names) if self._turned(("output", n)))
-        return export_torch(
+        found = export_torch(
             self.convertible, self._call, self.signature, path, last_inputs=inputs, last_outputs=outputs
+        )
+        export_methods(self._module, self._methods, path)
+        return found
+
+
+def resized(call: Call) -> Iterator[list[Any]]:
+    """Yield the example with other sizes of its open dimensions: the largest, the smallest, and near ones."""
+    import torch
+
+    for pick in (
+        lambda size, most, _: size // 2 if size == most else most,
+        lambda size, _, least: least if size != least else size + 1,
+        lambda size, most, _: size - 1 if size == most else size + 1,
+    ):
+        tensors = []
+        for position, example in enumerate(call.tensors):
+            shape = list(example.shape)
+            for axis, d in call.axes(position).items():
+                shape[axis] = pick(shape[axis], d.most or declared.largest(axis, shape[axis]), d.least)
+            random = torch.rand(shape).to(example.dtype)
+            tensors.append(random if example.is_floating_point() else torch.zeros(shape, dtype=example.dtype))
+        yield tensors
+
+
+def _unwrapped(call: Call) -> None:
+    """Raise where a module is not called with its tensors one after the other: only those can be scripted."""
+    if call.positions != tuple(range(len(call.leaves))):
+        raise ConversionError(
+            "The module takes values that are no tensors, which the script route cannot pass on.",
+            hint="Give them a default in forward, or build without --script.",
         )
 
 

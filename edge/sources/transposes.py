@@ -1,11 +1,14 @@
 """Remove TRANSPOSE operators that a channel-first source leaves inside of a channel-last program.
 
-Five rewrites of the flatbuffer's graph, each exact in real arithmetic. P is a permutation, x a tensor of shape s:
+Six rewrites of the flatbuffer's graph, each exact in real arithmetic. P is a permutation, x a tensor of shape s:
 1. transpose(transpose(x, P), Q) with P[Q[i]] = i is x.
 2. reduce(transpose(x, P), axes) without kept dimensions is reduce(x, P[axes]), where P keeps the order of the others.
 3. flatten(transpose(x, P)) @ W.T with P[0] = 0 is flatten(x) @ W'.T, the columns of W permuted from the order of
    transpose(x, P) to that of x.
-Rewrites 4 and 5, which bring the TRANSPOSE operators of branches together, stand in edge.sources.transposes_move.
+6. transpose(x, P) where P keeps the order of the dimensions above 1 (one channel: mono sound, gray images) is a
+   reshape.
+Reflections that were written with transpositions are replaced first: see edge.sources.mirror. Rewrites 4 and 5, which
+bring the TRANSPOSE operators of branches together, stand in edge.sources.transposes_move.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge.sources.carrier import prune, replace_tensor
+from edge.sources.carrier import count, prune, replace_tensor
+from edge.sources.mirror import mirror_pads
 from edge.sources.transposes_move import behind_concat, behind_reshape, permutation
 from edge.targets.litert import edit
 from edge.targets.litert import flatbuffer as fb
@@ -29,13 +33,14 @@ _REDUCTIONS = frozenset({"MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD
 
 def remove_transposes(model: Any) -> int:
     """Apply the rewrites until none fits; return how many TRANSPOSE operators went. Changes the model in place."""
-    before = len(model.subgraphs[0].operators)
-    rules = (_cancel, _reduce, _flatten, behind_reshape, behind_concat)
+    mirror_pads(model)
+    before = count(model, "TRANSPOSE")
+    rules = (_cancel, _reduce, _flatten, behind_reshape, behind_concat, _reshape)
     changed = False
     while any(rule(model, fb.graph(model)) for rule in rules):
         changed = True
     _drop_dead(model)
-    removed = before - len(model.subgraphs[0].operators)
+    removed = before - count(model, "TRANSPOSE")
     if changed or removed:
         prune(model)
     return removed
@@ -142,6 +147,24 @@ def _permute_columns(
     for op in readers:
         if op.inputs[1] == weights:
             model.subgraphs[0].operators[op.index].inputs = [op.inputs[0], copy, *op.inputs[2:]]
+
+
+def _reshape(model: Any, graph: fb.Graph) -> bool:
+    for op in graph.ops:
+        p, shape = permutation(graph, op), graph.tensors[op.inputs[0]].shape if op.inputs else ()
+        moved = [i for i in p or () if shape[i] != 1]
+        if p is None or moved != sorted(moved):
+            continue
+        main, wanted = model.subgraphs[0], np.array(graph.tensors[op.outputs[0]].shape, np.int32)
+        raw = main.operators[op.index]
+        name = f"{graph.tensors[op.outputs[0]].name}/shape"
+        raw.inputs = [op.inputs[0], edit.add_constant(model, main, name, wanted)]
+        raw.opcodeIndex = edit.code_index(model, "RESHAPE")
+        raw.builtinOptions = fb.schema().ReshapeOptionsT()
+        raw.builtinOptions.newShape = wanted
+        raw.builtinOptionsType = fb.schema().BuiltinOptions.ReshapeOptions
+        return True
+    return False
 
 
 def _drop_dead(model: Any) -> None:

@@ -17,8 +17,17 @@ from edge import codec
 from edge.calibration import noise
 from edge.calibration.affine import from_program, to_program
 from edge.calibration.data import Dataset
-from edge.calibration.recipe import Override, Recipe
-from edge.calibration.search import DEFAULT_BUDGET, SELECTION_SAMPLES, Candidate, Outcome, Policy, best, split_selection
+from edge.calibration.recipe import REFINEMENTS, Override, Recipe
+from edge.calibration.search import (
+    DEFAULT_BUDGET,
+    SELECTION_SAMPLES,
+    Candidate,
+    Group,
+    Outcome,
+    Policy,
+    best,
+    split_selection,
+)
 from edge.calibration.selection import Selection
 from edge.errors import QuantizationError
 from edge.measure import metrics
@@ -32,8 +41,6 @@ if TYPE_CHECKING:
     from edge.isolate import Progress
     from edge.targets.litert.sensitivity import Sensitivity
 
-# Runtimes whose quantizer tunes, corrects, equalizes and mixes precisions; the others have the estimators.
-_REFINED = frozenset({"litert", "edgetpu"})
 _MOST_CACHED_BYTES = 256 * 2**20
 _LEAST_SAMPLES = 32
 # Small models can afford more samples, and with them closer bounds.
@@ -53,13 +60,21 @@ class Bench:
         self.signature = codec.from_json(Signature, request["signature"])
         self.target = codec.from_json(Target, request["target"])
         self.base = codec.from_json(Recipe, request["recipe"])
-        self.refined = request["runtime"] in _REFINED
+        self.refinements = REFINEMENTS.get(request["runtime"], frozenset())
+        # What every candidate changes of the target's options; see `relax`.
+        self.options: dict[str, Any] = {}
         self._request = request
         self._workdir = Path(request["workdir"])
         if request["runtime"] == "edgetpu":
             # The Edge TPU's program computes the same bits as LiteRT's, which is built without its compiler.
             per_tensor = tuple(self.target.options.get("per_tensor", ()))
             self.base = replace(self.base, per_tensor_operators=per_tensor)
+            if self.target.options.get("dense_as_convolutions"):
+                from edge.targets.edgetpu import dense
+
+                self._workdir.mkdir(parents=True, exist_ok=True)
+                carrier = dense.rewritten(Path(request["carrier"]), self.signature, self._workdir)
+                self._request = request = {**request, "carrier": str(carrier)}
         self._runtime = registry.runtime("litert" if request["runtime"] == "edgetpu" else request["runtime"])
         calibration = codec.from_json(Selection, request["calibration"])
         evaluation = codec.from_json(Selection, request["evaluation"]) if request.get("evaluation") else None
@@ -70,6 +85,7 @@ class Bench:
         self._samples = _Samples(self.split.select.open(self.signature))
         self.outcomes: list[Outcome] = []
         self._programs: dict[str, Outcome] = {}
+        self._paths: dict[str, Path] = {}
         self.measured_sensitivity: Sensitivity | None = None
         self._references: list[dict[str, Any]] = []
         self.floats = self._run_carrier()
@@ -90,10 +106,35 @@ class Bench:
     @property
     def leader(self) -> Outcome:
         """The best candidate so far that is integer throughout; raises QuantizationError where none could be built."""
-        usable = [o for o in self.outcomes if o.failure is None and o.candidate.group != "mixed"]
-        if not usable:
+        if not self.usable:
             raise QuantizationError(self.outcomes[0].failure or "Nothing could be built.")
-        return best(usable)
+        return best(self.usable)
+
+    @property
+    def usable(self) -> list[Outcome]:
+        """What could be built and is integer throughout, or as far as the target's options have it."""
+        return [o for o in self.outcomes if o.failure is None and o.candidate.group != "mixed"]
+
+    def candidate(self, recipe: Recipe, group: Group, label: str = "", **options: Any) -> Candidate:
+        """Return a candidate of this search, by default named as its recipe."""
+        changed = {**self.options, **options}
+        return Candidate(recipe=recipe, group=group, label=f"{label or recipe.name}{self._note}", options=changed)
+
+    @property
+    def runtime_recipes(self) -> tuple[str, ...]:
+        """What both the target and the runtime run."""
+        return tuple(name for name in self.target.recipes if name in self._runtime.recipes)
+
+    @property
+    def _note(self) -> str:
+        return " (what has no integer form on the CPU)" if self.options else ""
+
+    def relax(self) -> bool:
+        """Let operators without an integer form stay float from now on; tell whether they were not allowed to."""
+        if not self.target.options.get("full_integer") or self.options:
+            return False
+        self.options = {"full_integer": False}
+        return True
 
     def settled(self) -> bool:
         """Tell whether going on to dearer candidates cannot be justified: too few samples, but the estimate keeps."""
@@ -110,13 +151,21 @@ class Bench:
     def sensitivity(self) -> Sensitivity:
         """Return the ranking of layers for the leader's recipe, measured once."""
         if self.measured_sensitivity is None:
-            from edge.targets.litert import sensitivity
-
-            program, ranges = self.prepared(self.leader.candidate.recipe)
-            self.measured_sensitivity = sensitivity.measure(
-                program, ranges, self.leader.candidate.recipe, self.fit, self.progress
-            )
+            self.measured_sensitivity = self._sensitivity(self.leader.candidate.recipe)
         return self.measured_sensitivity
+
+    def _sensitivity(self, recipe: Recipe) -> Sensitivity:
+        from edge.targets.litert import sensitivity
+
+        if self._request["runtime"] == "executorch":
+            from edge.targets.executorch import sensitivity as exported
+
+            options = self.target.options.get("executorch", {})
+            path = Path(self._request["carrier"])
+            layers, runs = exported.rank(path, self.signature, recipe, options, self.fit, self.progress)
+            return sensitivity.Sensitivity(layers=layers, samples=exported.SAMPLES, runs=runs)
+        program, ranges = self.prepared(recipe)
+        return sensitivity.measure(program, ranges, recipe, self.fit, self.progress)
 
     def prepared(self, recipe: Recipe) -> tuple[bytes, Any]:
         """Return the float program as it is quantized, and its ranges."""
@@ -128,10 +177,11 @@ class Bench:
         return ready.program, ready.ranges
 
     def _graph(self) -> Any:
-        from edge.targets.litert import flatbuffer, prepare
+        from edge.targets.litert import flatbuffer, learned, prepare
 
         model = flatbuffer.load(Path(self._request["carrier"]))
         prepare.canonical(model, self.signature)
+        learned.take(model)
         prepare.quantizable(model, static=True)
         return flatbuffer.graph(model)
 
@@ -140,12 +190,21 @@ class Bench:
         graph = self._graph()
         return [graph.tensors[op.outputs[0]].name for op in graph.ops if op.outputs]
 
+    def left_float(self) -> list[str]:
+        """Return the outputs of the operators that stay float in the leader's program, in execution order."""
+        from edge.targets.litert import coverage, flatbuffer
+
+        path = self._paths.get(self.leader.candidate.label)
+        return [name for _, name in coverage.of(flatbuffer.load(path)).left_float] if path else []
+
     def island(self, layers: tuple[LayerRecord, ...]) -> tuple[tuple[Override, ...], Any]:
         """Return the overrides that keep layers float, and the dtype of the outputs where it has to change.
 
         Where a tensor is at fault, the operators that write and that read it are kept: else it would be quantized on
         the way from one to the other.
         """
+        if self._request["runtime"] == "executorch":
+            return tuple(Override(tensor=re.escape(layer.output)) for layer in layers), None
         graph = self._graph()
         readers = graph.consumers()
         index = {t.name: t.index for t in graph.tensors}
@@ -181,6 +240,7 @@ class Bench:
             program = self._runtime.build(model, candidate.recipe, target, self.fit, folder, self.progress)
         except QuantizationError as error:
             return Outcome(candidate=candidate, failure=error.message)
+        self._paths[candidate.label] = program.path
         runs = _build_runs(program.details, self.fit)
         digest = hashlib.sha256(program.path.read_bytes()).hexdigest()
         if digest in self._programs:
@@ -282,7 +342,7 @@ def run_real(session: Session, inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _build_runs(details: Mapping[str, Any], fit: Dataset) -> int:
     """Return how often a program ran while a candidate was built."""
     count = int(details.get("calibration_samples") or fit.count or 0)
-    extra = [details.get(k) or {} for k in ("tuned_ranges", "bias_correction", "rounding")]
+    extra = [details.get(k) or {} for k in ("tuned_ranges", "bias_correction", "adaptive_rounding")]
     return count * int(details.get("calibration_passes", 1)) + sum(int(e.get("runs", 0)) for e in extra)
 
 

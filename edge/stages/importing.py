@@ -14,21 +14,30 @@ from edge import codec
 from edge.calibration.data import Dataset, Sample
 from edge.calibration.selection import Plan, Selection, plan
 from edge.content import recording_reads
-from edge.errors import ConversionError
 from edge.findings import Finding
 from edge.measure.store import OutputWriter
 from edge.signature import Signature
 from edge.sources import registry as sources
+from edge.sources import routes
 from edge.sources.base import Declaration, LoadedSource
 
 if TYPE_CHECKING:
     from edge.isolate import Progress
 
 _VERIFY_SAMPLES = 8
+_UNVERIFIED = Finding(
+    rule="VERIFIED_ON_RANDOM_INPUT",
+    severity="warning",
+    message="The conversion was verified on random inputs only, because no data was given.",
+    fix="Give real samples with --calibration or --evaluation.",
+)
 _SEED = 20260101
 _BATCH = 32
 # Up to this long, samples run one by one: a batch has to be compiled first.
 _SECONDS_ONE_BY_ONE = 3.0
+
+
+_SUFFIXES = {"litert": ".tflite", "exported": ".pt2", "scripted": ".pt"}
 
 
 def _load(request: Mapping[str, Any], progress: Progress) -> tuple[str, LoadedSource]:
@@ -47,7 +56,7 @@ def convert(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Bring a source to the LiteRT carrier, to look at it; it is not verified on data."""
     kind, loaded = _load(request, progress)
     path = Path(request["workdir"]) / "carrier.tflite"
-    loaded.to_litert(path)
+    routes.cross(routes.Task(loaded=loaded, path=path, progress=progress), "litert")
     return {"kind": kind, "signature": codec.to_json(loaded.signature), "carrier": str(path)}
 
 
@@ -65,12 +74,13 @@ def _import(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     workdir = Path(request["workdir"])
     kind, loaded = _load(request, progress)
     data = plan(loaded.signature, request["data"])
-    carrier, converted = _carry(loaded, request["carrier"], workdir, progress)
+    carrier = workdir / f"carrier{_SUFFIXES[request['carrier']]}"
+    task = routes.Task(loaded=loaded, path=carrier, progress=progress)
+    crossing = _cross(task, request, data.verification())
     findings = [*loaded.findings, *data.findings]
     if data.calibration:
         findings += data.calibration.open(loaded.signature).findings()
-    progress("verifying the conversion on real inputs", None)
-    findings += [*converted, *_verify(loaded, carrier, data.verification())]
+    findings += crossing.findings
     signature = loaded.signature
     if request.get("fold"):
         carrier, signature, folded = _fold(loaded, carrier, request["fold"], data, progress)
@@ -84,7 +94,9 @@ def _import(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "digest": loaded.digest,
         "signature": codec.to_json(signature),
         "carrier": str(carrier),
-        "tools": dict(loaded.tools),
+        "methods": [str(p) for p in sorted(carrier.parent.glob(f"{carrier.stem}.*{carrier.suffix}"))],
+        "tools": {**loaded.tools, **task.tools},
+        "route": crossing.record(),
         "findings": [codec.to_json(f) for f in findings],
         "reference": str(reference) if reference else None,
         **_planned(data),
@@ -109,21 +121,21 @@ def _fold(
     return path, signature, list(folding.verify(before, after, raw, folds))
 
 
-def _carry(loaded: LoadedSource, kind: str, workdir: Path, progress: Progress) -> tuple[Path, tuple[Finding, ...]]:
-    if kind == "litert":
-        progress("converting to LiteRT", None)
-        path = workdir / "carrier.tflite"
-        loaded.to_litert(path)
-        return path, ()
-    progress("exporting with torch.export", None)
-    path = workdir / "carrier.pt2"
-    export = getattr(loaded, "to_exported", None)
-    if export is None:
-        raise ConversionError(
-            f"A source of kind {loaded.kind} does not reach torch.export, which this runtime starts from.",
-            hint="Build it with --runtime litert, or give the PyTorch module as file.py:factory.",
-        )
-    return path, tuple(export(path, progress) or ())
+def _cross(task: routes.Task, request: Mapping[str, Any], samples: Iterator[Sample] | None) -> routes.Crossing:
+    """Write the carrier by the first route that passes verification, on random inputs where there is no data."""
+    inputs = [dict(s.inputs) for s in itertools.islice(samples, _VERIFY_SAMPLES)] if samples is not None else []
+    notes = [] if inputs else [_UNVERIFIED]
+    inputs = inputs or [_random_inputs(task.loaded.signature, i) for i in range(2)]
+
+    def verify(path: Path) -> list[Finding]:
+        from edge.sources.verify import verify_carrier
+
+        task.progress("verifying the conversion", None)
+        check = verify_carrier if path.suffix == ".tflite" else _verify_exported
+        return [*notes, *check(task.loaded, path, inputs)]
+
+    crashed = request.get("crashed", {})
+    return routes.cross(task, request["carrier"], verify=verify, sample=inputs[0], crashed=crashed)
 
 
 def _planned(data: Plan) -> dict[str, Any]:
@@ -146,28 +158,16 @@ def _record(selection: Selection, signature: Signature) -> dict[str, Any]:
     }
 
 
-def _verify(loaded: LoadedSource, carrier: Path, samples: Iterator[Sample] | None) -> list[Finding]:
-    from edge.sources.verify import verify_carrier
-
-    verify = verify_carrier if carrier.suffix == ".tflite" else _verify_exported
-    if samples is not None:
-        inputs = [dict(s.inputs) for s in itertools.islice(samples, _VERIFY_SAMPLES)]
-        return list(verify(loaded, carrier, inputs))
-    note = Finding(
-        rule="VERIFIED_ON_RANDOM_INPUT",
-        severity="warning",
-        message="The conversion was verified on random inputs only, because no data was given.",
-        fix="Give real samples with --calibration or --evaluation.",
-    )
-    return [note, *verify(loaded, carrier, [_random_inputs(loaded.signature, i) for i in range(2)])]
-
-
 def _verify_exported(loaded: LoadedSource, path: Path, samples: Iterable[Mapping[str, Any]]) -> tuple[Finding, ...]:
-    from edge.sources.verify import accept, compare
-    from edge.targets import registry
+    from edge.sources.verify import MIN_FAKE_QUANTIZED_DB, MIN_SNR_DB, accept, compare
+    from edge.targets import registry, torch_fake_quant
+    from edge.targets.executorch import carrier
 
-    session, given = registry.runtime("executorch").open_carrier(path), list(samples)
-    accept(compare([loaded.run(s) for s in given], [session.run(s) for s in given]), len(given))
+    scripted, given = path.suffix == ".pt", list(samples)
+    session = registry.runtime("torch_mobile" if scripted else "executorch").open_carrier(path)
+    marked = not scripted and torch_fake_quant.marks(carrier.load(path)[0].graph)
+    least = MIN_FAKE_QUANTIZED_DB if marked else MIN_SNR_DB
+    accept(compare([loaded.run(s) for s in given], [session.run(s) for s in given]), len(given), least)
     return ()
 
 

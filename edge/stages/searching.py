@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edge import codec
-from edge.calibration.search import Candidate, Outcome, pareto
+from edge.calibration.search import Candidate, Group, Outcome, pareto
 from edge.errors import QuantizationError
 from edge.findings import Finding
 from edge.stages.bench import Bench, keep_float
@@ -36,8 +36,8 @@ def search(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def _climb(bench: Bench) -> None:
-    for group in (_estimators, _tuned, _corrected, _equalized, _split, _mixed):
-        if group is _mixed and bench.settled():
+    for group in (_estimators, _tuned, _corrected, _equalized, _split, _mixed, _rounded):
+        if group is _mixed and (not bench.usable or bench.settled()):
             break
         if any(bench.policy.met(bench.measure(c)) for c in group(bench)):
             break
@@ -61,36 +61,47 @@ def _answer(bench: Bench) -> dict[str, Any]:
 
 def _estimators(bench: Bench) -> Iterator[Candidate]:
     base = bench.base
-    yield Candidate(recipe=base, group="estimators", label=base.name)
+    yield bench.candidate(base, "estimators")
+    if bench.outcomes[-1].failure and bench.relax():
+        # Not all of it can be integer: what can is searched for on the accelerator, the rest runs on its host.
+        yield bench.candidate(base, "estimators")
+    if not bench.usable:
+        return
     for name, percentile in (("percentile", 99.99), ("mse", 99.99), ("entropy", 99.99), ("percentile", 99.9)):
         recipe = replace(base, estimator=name, percentile=percentile)  # type: ignore[arg-type]
         if recipe != base:
-            yield Candidate(recipe=recipe, group="estimators", label=recipe.name)
+            yield bench.candidate(recipe, "estimators")
+    if "weights-mse" in bench.refinements:
+        yield bench.candidate(replace(bench.leader.candidate.recipe, weights="mse"), "estimators")
+
+
+def _refined(bench: Bench, word: str, group: Group, **changes: Any) -> Iterator[Candidate]:
+    """Yield the best recipe so far with one refinement more, where the runtime has it."""
+    if word in bench.refinements and bench.usable:
+        yield bench.candidate(replace(bench.leader.candidate.recipe, **changes), group)
 
 
 def _tuned(bench: Bench) -> Iterator[Candidate]:
-    if bench.refined:
-        recipe = replace(bench.leader.candidate.recipe, tune_ranges=True)
-        yield Candidate(recipe=recipe, group="tuned", label=recipe.name)
+    return _refined(bench, "tuned", "tuned", tune_ranges=True)
 
 
 def _corrected(bench: Bench) -> Iterator[Candidate]:
-    if bench.refined:
-        recipe = replace(bench.leader.candidate.recipe, bias_correction=True)
-        yield Candidate(recipe=recipe, group="corrected", label=recipe.name)
+    return _refined(bench, "corrected", "corrected", bias_correction=True)
 
 
 def _equalized(bench: Bench) -> Iterator[Candidate]:
-    if bench.refined:
-        # Balanced channels have other shapes: what an estimator cut off before need not be cut off now.
-        start = replace(bench.leader.candidate.recipe, estimator=bench.base.estimator, tune_ranges=True)
-        recipe = replace(start, equalize=True)
-        yield Candidate(recipe=recipe, group="equalized", label=recipe.name)
+    # Balanced channels have other shapes: what an estimator cut off before need not be cut off now.
+    start = {"estimator": bench.base.estimator, "weights": bench.base.weights, "tune_ranges": True}
+    return _refined(bench, "equalized", "equalized", equalize=True, **start)
+
+
+def _rounded(bench: Bench) -> Iterator[Candidate]:
+    return _refined(bench, "rounded", "rounded", adaptive_rounding=True)
 
 
 def _split(bench: Bench) -> Iterator[Candidate]:
     """Join branches of different size in float, at the very end: the joint is one copy, all before it stays integer."""
-    if not bench.refined:
+    if "split outputs" not in bench.refinements or not bench.usable:
         return
     recipe = bench.leader.candidate.recipe
     program, ranges = bench.prepared(bench.base)
@@ -99,36 +110,38 @@ def _split(bench: Bench) -> Iterator[Candidate]:
     if names:
         kept = tuple(keep_float(name) for name in dict.fromkeys(names))
         changed = replace(recipe, overrides=(*recipe.overrides, *kept), output_io="float32")
-        label = f"{recipe.name}, branches joined in float"
-        yield Candidate(recipe=changed, group="split", label=label, options={"full_integer": False})
+        yield bench.candidate(changed, "split", f"{recipe.name}, branches joined in float", full_integer=False)
 
 
 def _mixed(bench: Bench) -> Iterator[Candidate]:
     """Float islands and int16 activations where a CPU runs the program, cut points where an accelerator needs int8."""
-    if not bench.refined:
-        return
     if bench.target.options.get("full_integer"):
         yield from _cut_points(bench)
+        return
+    if not bench.refinements:
         return
     recipe = bench.leader.candidate.recipe
     layers = bench.sensitivity().layers
     for count in (c for c in _ISLANDS if c < len(layers)):
         kept, output_io = bench.island(layers[:count])
         changed = replace(recipe, overrides=(*recipe.overrides, *kept), output_io=output_io or recipe.output_io)
-        label = f"{recipe.name}, {len(kept)} operators float"
-        yield Candidate(recipe=changed, group="mixed", label=label)
-    if "int8x16" in bench.target.recipes and recipe.scheme == "int8":
+        yield bench.candidate(changed, "mixed", f"{recipe.name}, {len(kept)} operators float")
+    if "int8x16" in bench.runtime_recipes and recipe.scheme == "int8":
         wide = replace(recipe, scheme="int8x16", tune_ranges=False, overrides=bench.base.overrides)
-        yield Candidate(recipe=wide, group="mixed", label=wide.name)
+        yield bench.candidate(wide, "mixed")
 
 
 def _cut_points(bench: Bench) -> Iterator[Candidate]:
-    recipe = bench.leader.candidate.recipe
-    names = bench.operator_outputs()
-    for count in (c for c in _CUTS if c < len(names)):
+    """Yield the leader with its tail in float on the CPU: from the first operator without an integer form on, too."""
+    recipe, names = bench.leader.candidate.recipe, bench.operator_outputs()
+    counts = {c for c in _CUTS if c < len(names)}
+    float_ones = [names.index(name) for name in bench.left_float() if name in names]
+    if float_ones and min(float_ones) > 0:
+        counts.add(len(names) - min(float_ones))
+    for count in sorted(counts):
         changed = replace(recipe, overrides=(*recipe.overrides, *map(keep_float, names[-count:])), output_io="float32")
         label = f"{recipe.name}, the last {count} operators float on the CPU"
-        yield Candidate(recipe=changed, group="mixed", label=label, options={"full_integer": False})
+        yield bench.candidate(changed, "mixed", label, full_integer=False)
 
 
 def _details(bench: Bench, chosen: Outcome) -> dict[str, Any]:
@@ -183,7 +196,7 @@ def _findings(bench: Bench, chosen: Outcome) -> list[Finding]:
 
 def _needs_training(bench: Bench, chosen: Outcome) -> Finding:
     blamed = ""
-    if bench.refined:
+    if bench.refinements:
         worst = bench.sensitivity().layers[:_BLAMED]
         named = ", ".join(f"{r.operator} {r.output!r} ({r.part}, {r.snr_db:.0f} dB)" for r in worst)
         blamed = f" The layers to blame: {named}."
@@ -192,5 +205,6 @@ def _needs_training(bench: Bench, chosen: Outcome) -> Finding:
         severity="warning",
         message=f"No recipe keeps the budget of {bench.policy.max_drop:.4g}: the best, {chosen.candidate.label}, drops "
         f"{bench.metric} by {chosen.drop:.4g}.{blamed}",
-        fix="The model needs quantization-aware training, or a target that runs its worst layers in float.",
+        fix="The model needs quantization-aware training (PyTorch and Keras: --recipe qat --train FILE.py:FUNCTION), "
+        "or a target that runs its worst layers in float.",
     )

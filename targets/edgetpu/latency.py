@@ -26,6 +26,7 @@ from typing import Any
 from edge.errors import ConfigError
 from edge.targets.base import Mode
 from edge.targets.edgetpu.memory import MemoryPlan
+from edge.targets.interval import Interval, interval
 from edge.targets.litert.flatbuffer import Graph, Op
 
 MODE: Mode = "predicted"
@@ -38,20 +39,6 @@ _ARITHMETIC = frozenset(
 )
 _FREE = frozenset(("RESHAPE", "SQUEEZE", "EXPAND_DIMS"))
 _PASS_BYTES = 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A predicted latency in milliseconds; the truth lies between `low` and `high` at the stated `rate`."""
-
-    value: float
-    low: float
-    high: float
-    rate: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.value <= self.high or not 0 < self.rate < 1:
-            raise ValueError(f"{self.value} ms with {self.low} to {self.high} at {self.rate} is no interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +254,6 @@ def _host_class(name: str) -> Mapping[str, float]:
         raise ConfigError(f"The host CPU class is {name!r}; accepted: {', '.join(hosts)}.")
     found: Mapping[str, float] = hosts[name]
     return found
-
-
-def interval(value: float, log_width: float, rate: float) -> Interval:
-    """Return value * exp(-log_width) to value * exp(log_width)."""
-    spread = math.exp(log_width)
-    return Interval(value=value, low=value / spread, high=value * spread, rate=rate)
 
 
 def predict_latency(

@@ -14,7 +14,7 @@ from edge.errors import QuantizationError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.targets.base import Carrier, Inspection, Model, Operator, Program, Session, Target
-from edge.targets.edgetpu import compiler, devices, finish, normalize, package
+from edge.targets.edgetpu import compiler, dense, devices, finish, normalize, package
 from edge.targets.edgetpu.predict import Prediction, predict_program
 from edge.targets.litert import contract, flatbuffer
 from edge.targets.litert import inspect as litert_inspect
@@ -53,6 +53,8 @@ class EdgeTPU:
             raise QuantizationError(f"The Edge TPU runs int8 programs only, not {recipe.name}.")
         per_tensor = tuple(target.options.get("per_tensor", ()))
         recipe = replace(recipe, per_tensor_operators=per_tensor)
+        if target.options.get("dense_as_convolutions"):
+            model = replace(model, path=dense.rewritten(model.path, model.signature, workdir))
         program = self._litert.build(model, recipe, target, samples, workdir, progress)
         program = normalised(program, samples, progress)
         if compiler.find_command() is None:

@@ -13,6 +13,7 @@ import numpy as np
 from edge import codec
 from edge.errors import DataError, MissingPackageError, SourceError
 from edge.signature import Signature, TensorSpec
+from edge.targets import torch_fake_quant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 SIGNATURE_FILE = "edgekit_signature.json"
+_LEAST_OF_TORCH = 2
 
 
 def contract_text(signature: Signature) -> str:
@@ -40,7 +42,20 @@ def save(program: Any, signature: Signature, path: Path) -> None:
     """Write an ExportedProgram whose inputs and outputs stand in the signature's order."""
     import torch
 
+    # torch.export.save reads the memory of a weight that is a view, or not row by row, beyond its end.
+    for weights in (program.state_dict, program.constants):
+        weights.update({name: _owned(value) for name, value in weights.items() if isinstance(value, torch.Tensor)})
     torch.export.save(program, str(path), extra_files={SIGNATURE_FILE: contract_text(signature)})
+
+
+def _owned(value: Any) -> Any:
+    """Return a tensor that is row by row all of its memory: itself, or a copy."""
+    import torch
+
+    if value.is_contiguous() and value.untyped_storage().nbytes() == value.numel() * value.element_size():
+        return value
+    copy = value.detach().clone(memory_format=torch.contiguous_format)
+    return torch.nn.Parameter(copy, requires_grad=value.requires_grad) if type(value) is torch.nn.Parameter else copy
 
 
 def load(path: Path) -> tuple[Any, Signature]:
@@ -53,6 +68,7 @@ def load(path: Path) -> tuple[Any, Signature]:
             hint="pip install 'edgekit[executorch]'",
         ) from error
     extra = {SIGNATURE_FILE: ""}
+    torch_fake_quant.operators()  # a network may bring learned scales
     try:
         program = torch.export.load(str(path), extra_files=extra)
     except Exception as error:  # zip, JSON and torch each raise their own
@@ -87,6 +103,31 @@ def size_of(dimension: Any) -> int | None:
         return dimension
     expression = dimension.node.expr
     return None if expression.free_symbols else int(expression)
+
+
+def limits(program: Any) -> dict[Any, tuple[int, int]]:
+    """Return the smallest and the largest value of each symbol that an open size of the inputs is made of."""
+    opened = [d.node.expr for value in user_inputs(program) for d in value.shape if size_of(d) is None]
+    found = {}
+    for symbol in {s for expression in opened for s in expression.free_symbols}:
+        if (span := program.range_constraints.get(symbol)) is None:
+            continue
+        # torch.export never says less than 2, because it takes sizes 0 and 1 for constants; programs do take 1.
+        alone = symbol in opened and int(span.lower) == _LEAST_OF_TORCH
+        found[symbol] = (1 if alone else max(int(span.lower), 1), int(span.upper))
+    return found
+
+
+def size_at(dimension: Any, values: Mapping[Any, int]) -> int:
+    """Return a dimension's size where its symbols have these values; `4*s` is 32 with s = 8."""
+    size = size_of(dimension)
+    return int(dimension.node.expr.subs(values)) if size is None else size
+
+
+def span_of(dimension: Any, spans: Mapping[Any, tuple[int, int]]) -> tuple[int, int]:
+    """Return the smallest and the largest size of a dimension; twice its size where that is fixed."""
+    low, high = (size_at(dimension, {s: span[k] for s, span in spans.items()}) for k in (0, 1))
+    return min(low, high), max(low, high)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

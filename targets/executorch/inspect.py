@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.findings import Finding
+from edge.signature import Signature
 from edge.targets.base import Inspection, Operator
 from edge.targets.executorch import program
 from edge.targets.executorch.lower import Delegation
@@ -39,6 +40,8 @@ def inspect_program(path: Path, options: Mapping[str, Any]) -> Inspection:
         details={
             "size_bytes": path.stat().st_size,
             "methods": list(view.methods),
+            "method_signatures": {name: _ends(s) for name, s in view.others.items() if s is not None},
+            "largest_inputs": dict(view.largest),
             "planned_bytes": view.planned,
             "operator_counts": dict(Counter(c.name for c in view.calls if not c.backend)),
             "subgraphs": dict(Counter(c.backend for c in view.calls if c.backend)),
@@ -46,6 +49,10 @@ def inspect_program(path: Path, options: Mapping[str, Any]) -> Inspection:
             "arena_note": "activations outside of delegates; each delegate plans its own on top",
         },
     )
+
+
+def _ends(signature: Signature) -> dict[str, list[str]]:
+    return {"inputs": list(map(str, signature.inputs)), "outputs": list(map(str, signature.outputs))}
 
 
 def _operator(call: program.Call) -> Operator:

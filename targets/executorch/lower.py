@@ -180,6 +180,12 @@ def _cannot_lower(error: Exception, delegates: Sequence[Delegate]) -> Conversion
             f"ExecuTorch cannot lower {found[1]} for {names}: it stands inside of control flow (torch.cond).",
             hint='Build with delegates = ["portable"], or choose with torch.where instead of torch.cond.',
         )
+    if "only supports 1 dynamic dimension" in text:
+        return ConversionError(
+            f"Lowering for {names} failed: a reshape has more than one open dimension, and XNNPACK takes one.",
+            hint="Declare one open dimension only, the batch as 1 for example, or build with delegates = "
+            '["portable"] in [options.executorch].',
+        )
     first = next((line.strip() for line in text.splitlines() if line.strip()), "no message")
     hint = "Give F.max_pool2d an explicit stride." if "max_pool2d" in text and "expected minimum 3" in text else None
     return ConversionError(f"Lowering for {names} failed: {type(error).__name__}: {first[:400]}", hint=hint)

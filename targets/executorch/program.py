@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,13 @@ class View:
     planned: dict[str, int]
     signature: Signature | None
     own_contract: bool
+    others: Mapping[str, Signature | None] = field(default_factory=dict)
+    # Of inputs with open dimensions: the sizes that memory is planned for.
+    largest: Mapping[str, list[int]] = field(default_factory=dict)
+
+    def of(self, method: str) -> Signature | None:
+        """Return the signature of a method, None where its ends are no tensors; only the main one has names."""
+        return self.others.get(method, self.signature)
 
 
 def read(path: Path) -> View:
@@ -98,6 +105,8 @@ def _view(file: Any) -> View:
         planned={name: sum(plans[name].non_const_buffer_sizes[1:]) for name in methods},
         signature=contract or found,
         own_contract=contract is not None,
+        largest=_largest(contract, found),
+        others={n: _by_position(plans[n]) for n in methods if plans[n] is not main},
     )
 
 
@@ -150,6 +159,13 @@ def _check(contract: Signature, found: Signature) -> None:
                 f"{', '.join(map(str, got))}.",
                 hint="Build the program again.",
             )
+
+
+def _largest(contract: Signature | None, found: Signature | None) -> dict[str, list[int]]:
+    if contract is None or found is None:
+        return {}
+    pairs = zip(contract.inputs, found.inputs, strict=True)
+    return {own.name: list(planned.shape) for own, planned in pairs if -1 in own.shape}
 
 
 def _parameter_bytes(file: Any) -> int:

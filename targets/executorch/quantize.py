@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edge.calibration import ranges as estimators
 from edge.calibration.ranges import Ranges
-from edge.calibration.recipe import Recipe
+from edge.calibration.recipe import REFINEMENTS, Recipe
 from edge.errors import DataError, EdgekitError, QuantizationError
 from edge.findings import Finding
 from edge.isolate import Progress, no_progress
 from edge.signature import Quantization, Signature, TensorSpec
-from edge.targets.executorch import calibrate, carrier
+from edge.targets import torch_fake_quant
+from edge.targets.executorch import bias, calibrate, carrier, learned
 
 if TYPE_CHECKING:
     from edge.calibration.data import Dataset
@@ -33,6 +34,7 @@ class Quantized:
     signature: Signature
     ranges: Ranges | None = None
     findings: tuple[Finding, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def quantize(
@@ -46,12 +48,24 @@ def quantize(
 ) -> Quantized:
     """Apply a recipe to a float ExportedProgram. Raises QuantizationError, DataError."""
     _refuse(recipe, delegate, samples)
+    if torch_fake_quant.marks(program.graph):
+        if recipe.scheme == "int8":
+            return _learned(program, signature, recipe)
+        graph, dropped = learned.without(program, recipe)
+        made = quantize(_exported(graph, program, signature), signature, recipe, delegate, options, samples, progress)
+        return replace(made, findings=(*made.findings, dropped))
     if recipe.scheme == "float32" or (recipe.scheme == "float16" and not delegate.half):
         # Delegates other than XNNPACK store and compute in float16 by an option of their own.
         return Quantized(program=program, signature=signature)
     if recipe.scheme == "float16":
         return Quantized(program=_half(program, signature), signature=signature)
     return _pt2e(program, signature, recipe, delegate, options, samples, progress)
+
+
+def _learned(program: Any, signature: Signature, recipe: Recipe) -> Quantized:
+    graph, kept = learned.paired(program, recipe)
+    made, findings = _ends(graph, signature, recipe)
+    return Quantized(program=_exported(graph, program, signature), signature=made, findings=(*findings, kept))
 
 
 def _refuse(recipe: Recipe, delegate: Delegate, samples: Dataset | None) -> None:
@@ -62,6 +76,10 @@ def _refuse(recipe: Recipe, delegate: Delegate, samples: Dataset | None) -> None
             f"accepted: {', '.join(delegate.recipes)}.",
             hint="Choose one of these, or another delegate in [options.executorch] of the target.",
         )
+    if odd_ones := recipe.refinements - REFINEMENTS["executorch"]:
+        raise QuantizationError(f"ExecuTorch programs are not {', '.join(sorted(odd_ones))}: {recipe.name}.")
+    if recipe.weights != "minmax" and delegate.name != "xnnpack":
+        raise QuantizationError(f"The quantizer of the delegate {delegate.name} chooses its weight steps itself.")
     if recipe.overrides and not delegate.overrides:
         raise QuantizationError(f"The quantizer of the delegate {delegate.name} takes no overrides of operators.")
     if odd := [o for o in recipe.overrides if o.scheme != "float32"]:
@@ -114,14 +132,14 @@ def _dynamic(program: Any, module: Any) -> Any:
     """Return the dynamic dimensions of a program's inputs as torch.export takes them, None where all are fixed."""
     import torch
 
-    limits = {str(symbol): span for symbol, span in program.range_constraints.items()}
+    limits = carrier.limits(program)
     found = []
     for value in carrier.user_inputs(program):
         dims = {}
         for axis, size in enumerate(value.shape):
             if carrier.size_of(size) is None:
-                span = limits.get(str(size))
-                dims[axis] = torch.export.Dim.AUTO(min=int(span.lower), max=int(span.upper)) if span else None
+                least, most = carrier.span_of(size, limits)
+                dims[axis] = torch.export.Dim.AUTO(min=least, max=most)
         found.append(dims)
     if not any(found):
         return None
@@ -138,12 +156,52 @@ def _pt2e(
     samples: Dataset | None,
     progress: Progress,
 ) -> Quantized:
+    matched: set[int] = set()
+    made = converted(program, signature, recipe, delegate, options, samples, progress, matched=matched)
+    graph = made.graph
+    _refuse_unchanged(graph, recipe)
+    details: dict[str, Any] = {}
+    if recipe.bias_correction and samples is not None:
+        details["bias_correction"] = bias.correct(made.reference, graph, signature, samples, progress)
+    signature, findings = _ends(graph, signature, recipe)
+    return Quantized(
+        program=_exported(graph, program, signature),
+        signature=signature,
+        ranges=made.ranges,
+        findings=(*findings, *_unused(recipe, matched)),
+        details=details,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """A quantized graph with float ends; `reference` is the one that it was made of, batch normalisation folded."""
+
+    graph: Any
+    reference: Any
+    ranges: Ranges | None
+
+
+def converted(
+    program: Any,
+    signature: Signature,
+    recipe: Recipe,
+    delegate: Delegate,
+    options: Options,
+    samples: Dataset | None,
+    progress: Progress,
+    *,
+    matched: set[int] | None = None,
+) -> Converted:
+    """Return the quantized graph of a float program, before its ends are made integer.
+
+    `matched` receives the numbers of the overrides that speak of some operator. Raises QuantizationError, DataError.
+    """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     assert delegate.quantizer is not None
-    estimator = estimators.estimator(recipe.estimator)
-    matched: set[int] = set()
-    quantizer = delegate.quantizer(options, recipe, _accept(recipe, matched))
+    estimator = estimators.for_recipe(recipe)
+    quantizer = delegate.quantizer(options, recipe, _accept(recipe, set() if matched is None else matched))
     ranges = None
     try:
         # Preparing folds batch normalisation into weights: those of the float program stay as they are.
@@ -154,21 +212,14 @@ def _pt2e(
         else:
             _see_once(graph, program, signature)
         progress("quantizing", None)
-        graph = convert_pt2e(graph)
+        reference = copy.deepcopy(graph) if recipe.needs_calibration else None
+        return Converted(graph=convert_pt2e(graph), reference=reference, ranges=ranges)
     except EdgekitError:
         raise
     except Exception as error:  # each quantizer has its own assertions
         raise QuantizationError(
             f"The quantizer of {delegate.name} failed: {type(error).__name__}: {_first(error)}"
         ) from error
-    _refuse_unchanged(graph, recipe)
-    signature, findings = _ends(graph, signature, recipe)
-    return Quantized(
-        program=_exported(graph, program, signature),
-        signature=signature,
-        ranges=ranges,
-        findings=(*findings, *_unused(recipe, matched)),
-    )
 
 
 def _see_once(graph: Any, program: Any, signature: Signature) -> None:

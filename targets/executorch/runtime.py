@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge.calibration import recipe as recipes
 from edge.calibration.recipe import Recipe
 from edge.errors import ConfigError, MissingPackageError, QuantizationError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.signature import Signature
 from edge.targets.base import Carrier, Inspection, Model, Program, Session, Target
-from edge.targets.executorch import carrier, delegates, inspect, lower, program, session
+from edge.targets.executorch import carrier, delegates, faster, inspect, lower, program, session, vectors
 from edge.targets.executorch import quantize as quantizing
 from edge.targets.executorch.quantize import Quantized
 
@@ -55,15 +57,29 @@ class ExecuTorch:
         own = options.get(chain[0].name, {})
         made = quantizing.quantize(exported, model.signature, recipe, chain[0], own, samples, progress)
         progress(f"lowering for {', '.join(d.name for d in chain)}", None)
-        programs = {"forward": made.program, **methods_beside(model.path)}
+        beside = methods_beside(model.path)
+        programs = {"forward": made.program, **beside}
         lowered = lower.lower(programs, chain, options, recipe, carrier.contract_text(made.signature))
         path = workdir / _FILE
         path.write_bytes(lowered.program)
-        return _program(path, made, lowered, chain, recipe, options)
+        done = _program(path, made, lowered, chain, recipe, options)
+        if done.details["not_run"]:
+            return done
+        if recipe.scheme == "int8" and options.get("compare_float", True):
+            progress("timing int8 against float32", None)
+            done = _compared(done, exported, made, lowered, lower_float=lambda p: _lowered_float(p, chain, options))
+        progress("running each method and size", None)
+        graphs = {"forward": (made.program, made.signature)}
+        return _observed(done, graphs | {n: (p, carrier.unnamed(p)) for n, p in beside.items()})
 
-    def inspect(self, path: Path, target: Target | None, options: Mapping[str, Any]) -> Inspection:  # noqa: ARG002
+    def inspect(self, path: Path, target: Target | None, options: Mapping[str, Any]) -> Inspection:
         """Read the program's instructions, memory and needs."""
-        return inspect.inspect_program(path, options)
+        found = inspect.inspect_program(path, options)
+        if target is None or "roofline" not in target.hardware:
+            return found
+        # What a delegate computes is not in the file in a form that could be counted.
+        note = "no latency is predicted: the operators inside of delegates are not known; measure it on the board"
+        return replace(found, details={**found.details, "latency_note": note})
 
     def open(self, path: Path, *, kernels: str, threads: int) -> Session:
         """Load the program. Raises SourceError for a damaged file, UsageError for an unknown kernel set."""
@@ -133,13 +149,62 @@ def _program(
             "requires": inspect.requires(view),
             "not_run": list(lacking),
             "calibration_samples": made.ranges.samples if made.ranges else 0,
-            "dynamic": _dynamic(made.signature),
+            "dynamic": _dynamic(made),
+            **made.details,
         },
     )
 
 
-def _dynamic(signature: Signature) -> list[str]:
-    return [str(t) for t in (*signature.inputs, *signature.outputs) if -1 in t.shape]
+def _lowered_float(exported: Any, chain: tuple[Delegate, ...], options: Mapping[str, Any]) -> lower.Lowered:
+    return lower.lower({"forward": exported}, chain, options, recipes.named("float32"), "")
+
+
+def _compared(
+    done: Program,
+    exported: Any,
+    made: Quantized,
+    lowered: lower.Lowered,
+    *,
+    lower_float: Callable[[Any], lower.Lowered],
+) -> Program:
+    """Add how fast the int8 program is next to the float32 one, which is lowered for that only."""
+    plain = lower_float(exported)
+    signature = carrier.renamed(carrier.unnamed(exported), done.signature)
+    shapes = vectors.example_sizes(exported, signature)
+    ends = (made.signature, signature)
+    speed = faster.measure(
+        (lowered.program, made.signature),
+        (plain.program, signature),
+        [vectors.drawn(s, shapes, 0) for s in ends],
+    )
+    found = faster.finding(speed, lowered.delegations["forward"], plain.delegations["forward"])
+    return replace(done, findings=(*done.findings, *found), details={**done.details, "against_float32": speed.record()})
+
+
+def _observed(done: Program, graphs: Mapping[str, tuple[Any, Signature]]) -> Program:
+    """Add what came of running a program at several sizes and by each method, and the runs themselves as a file."""
+    runs, refused = vectors.observe(done.path, graphs)
+    differing = vectors.differing(runs, done.recipe.scheme)
+    if not runs:
+        return replace(done, findings=(*done.findings, *refused))
+    beside = done.path.with_name(vectors.FILE)
+    vectors.write(runs, beside)
+    return replace(
+        done,
+        findings=(*done.findings, *refused, *differing),
+        extra_files=(*done.extra_files, beside),
+        details={**done.details, "runs": [run.record() for run in runs]},
+    )
+
+
+def _dynamic(made: Quantized) -> list[dict[str, Any]]:
+    """Return the open dimensions of the inputs with the bounds that memory is planned for."""
+    found, limits = [], carrier.limits(made.program)
+    for spec, value in zip(made.signature.inputs, carrier.user_inputs(made.program), strict=True):
+        for axis in (k for k, d in enumerate(spec.shape) if d == -1):
+            least, most = carrier.span_of(value.shape[axis], limits)
+            found.append({"input": spec.name, "axis": axis, "least": least, "most": most})
+    return found
 
 
 def _notes(recipe: Recipe, chain: tuple[Delegate, ...], methods: int) -> list[Finding]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.calibration.recipe import Granularity, Recipe
 from edge.errors import QuantizationError
+from edge.targets.executorch import weights
 
 if TYPE_CHECKING:
     from edge.targets.executorch.delegates import Accept
@@ -17,14 +18,15 @@ _WEIGHT_EPS = 2.0**-20
 _WEIGHT_ARGUMENT = 1
 
 
-def _weight(bits: int, granularity: Granularity, *, axis: int = 0) -> Any:
+def _weight(bits: int, granularity: Granularity, *, axis: int = 0, mse: bool = False) -> Any:
     """Return the spec of symmetric weights: [-127, 127] for 8 bits, [-8, 7] for 4 (XNNPACK packs two to a byte)."""
     import torch
     from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
     from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
     channel = granularity == "channel"
-    observer = PerChannelMinMaxObserver if channel else MinMaxObserver
+    observers = weights.observer_classes() if mse else (PerChannelMinMaxObserver, MinMaxObserver)
+    observer = observers[0 if channel else 1]
     low, high = (-127, 127) if bits == 8 else (-8, 7)
     return QuantizationSpec(
         dtype=torch.int8,
@@ -57,7 +59,7 @@ def _config(recipe: Recipe, bits: int) -> Any:
 
     dynamic = recipe.scheme == "dynamic"
     activation = _activation(dynamic=dynamic)
-    weight = _weight(bits, recipe.granularity)
+    weight = _weight(bits, recipe.granularity, mse=recipe.weights == "mse")
     return QuantizationConfig(activation, None if dynamic else activation, weight, None, False)
 
 

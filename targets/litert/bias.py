@@ -11,7 +11,7 @@ import numpy as np
 from edge.calibration import affine, noise
 from edge.calibration import bias as arithmetic
 from edge.isolate import Progress, no_progress
-from edge.targets.litert import coverage, edit, flatbuffer, probe, session
+from edge.targets.litert import edit, flatbuffer, layers, probe, session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
     Floats = NDArray[np.float64]
 
-_BIASED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})
 # Runs of the program in all, shared among its layers; and how many samples that may come to.
 _RUNS, _LEAST, _MOST = 2000, 16, 256
 _HELD_OUT = 64
@@ -54,17 +53,17 @@ def correct(
     `source` is the float flatbuffer that `program` was quantized from. In execution order, each layer's mean error is
     measured with the layers before it corrected already. Every fourth sample is held out to judge by.
     """
-    layers = _layers(flatbuffer.load(source), flatbuffer.load(program))
-    inputs = probe.spread_inputs(samples, min(_MOST, max(_LEAST, _RUNS // max(1, len(layers)))) * 4 // 3)
-    if not layers or len(inputs) < 2:
+    found = _layers(flatbuffer.load(source), flatbuffer.load(program))
+    inputs = probe.spread_inputs(samples, min(_MOST, max(_LEAST, _RUNS // max(1, len(found)))) * 4 // 3)
+    if not found or len(inputs) < 2:
         return None
     held = inputs[::4][:_HELD_OUT]
     used = [v for i, v in enumerate(inputs) if i % 4] if len(inputs) >= 8 else inputs
-    wanted = _float_means(source, used, layers)
+    wanted = _float_means(source, used, found)
     model, channels = flatbuffer.load(program), 0
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(found):
         channels += _correct_layer(model, layer, used, wanted[layer.source])
-        progress("correcting biases", (number + 1) / len(layers))
+        progress("correcting biases", (number + 1) / len(found))
     made = flatbuffer.dump(model)
     references = probe.outputs(source, held)
     before, after = (noise.snr_db(probe.outputs(p, held), references) for p in (program, made))
@@ -74,7 +73,7 @@ def correct(
         before_db=before,
         after_db=after,
         channels=channels,
-        runs=(len(layers) + 1) * len(used) + 3 * len(held),
+        runs=(len(found) + 1) * len(used) + 3 * len(held),
     )
 
 
@@ -88,17 +87,13 @@ class _Layer:
 
 
 def _layers(source: Any, program: Any) -> list[_Layer]:
-    """Pair the layers of both graphs by position among the computing operators, which quantizers keep in order."""
-    first, second = flatbuffer.graph(source), flatbuffer.graph(program)
-    theirs, ours = ([op for op in g.ops if op.name not in coverage.CONVERSIONS] for g in (first, second))
-    if [op.name for op in theirs] != [op.name for op in ours]:
-        return []
-    readers = second.consumers()
+    graph = flatbuffer.graph(program)
+    readers = graph.consumers()
     found = []
-    for a, b in zip(theirs, ours, strict=True):
-        if b.name not in _BIASED or len(b.inputs) < 3 or b.inputs[2] < 0:
+    for a, b in layers.paired(source, program):
+        if len(b.inputs) < 3 or b.inputs[2] < 0:
             continue
-        tensor, output = second.tensors[b.inputs[2]], second.tensors[b.outputs[0]]
+        tensor, output = graph.tensors[b.inputs[2]], graph.tensors[b.outputs[0]]
         if tensor.quantization and output.quantization and len(readers[tensor.index]) == 1:
             found.append(_Layer(source=a.outputs[0], output=b.outputs[0], bias=b.inputs[2]))
     return found
@@ -108,10 +103,10 @@ def _channel_means(values: Array) -> Floats:
     return np.asarray(values.reshape(-1, values.shape[-1]).astype(np.float64).mean(axis=0))
 
 
-def _float_means(source: bytes, inputs: Sequence[Mapping[str, Array]], layers: Sequence[_Layer]) -> dict[int, Floats]:
+def _float_means(source: bytes, inputs: Sequence[Mapping[str, Array]], pairs: Sequence[_Layer]) -> dict[int, Floats]:
     """Return each layer's mean output per sample and channel, [N, C]."""
     opened = session.LiteRTSession(source, kernels="xnnpack", threads=1, preserve=True)
-    rows: dict[int, list[Floats]] = {layer.source: [] for layer in layers}
+    rows: dict[int, list[Floats]] = {layer.source: [] for layer in pairs}
     for values in inputs:
         opened.invoke(values)
         for tensor, found in rows.items():

@@ -61,3 +61,27 @@ def drop_unused_buffers(model: Any) -> None:
 
 def _list_of(values: Any) -> list[int]:
     return [] if values is None else [int(v) for v in values]
+
+
+def prune(model: Any) -> None:
+    """Remove tensors of the main graph that nothing names, and buffers that no tensor uses. One subgraph only."""
+    graph = model.subgraphs[0]
+    ends = [e for s in model.signatureDefs or [] for e in [*(s.inputs or []), *(s.outputs or [])]]
+    used = {*_list_of(graph.inputs), *_list_of(graph.outputs), *(int(e.tensorIndex) for e in ends)}
+    for op in graph.operators:
+        used.update(i for field in (op.inputs, op.outputs, op.intermediates) for i in _list_of(field))
+    kept = [i for i in range(len(graph.tensors)) if i in used]
+    places = {-1: -1, **{old: new for new, old in enumerate(kept)}}
+
+    def moved(indices: Any) -> Any:
+        return np.array([places[i] for i in _list_of(indices)], np.int32)
+
+    graph.tensors = [graph.tensors[i] for i in kept]
+    graph.inputs, graph.outputs = moved(graph.inputs), moved(graph.outputs)
+    for op in graph.operators:
+        op.inputs, op.outputs = moved(op.inputs), moved(op.outputs)
+        if op.intermediates is not None:
+            op.intermediates = moved(op.intermediates)
+    for entry in ends:
+        entry.tensorIndex = places[int(entry.tensorIndex)]
+    drop_unused_buffers(model)

@@ -14,7 +14,7 @@ import numpy as np
 from edge.calibration import affine
 from edge.errors import QuantizationError
 from edge.signature import Signature
-from edge.targets.litert import contract, edit, flatbuffer
+from edge.targets.litert import contract, edit, flatbuffer, islands
 from edge.targets.litert.canonical import canonical_operators
 
 CONTROL_FLOW = frozenset({"WHILE", "IF", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE"})
@@ -47,6 +47,8 @@ def quantizable(model: Any, *, static: bool) -> int:
     _drop_constant_dequantize(model)
     _refuse_nan(model)
     _drop_float_ranges(model)
+    if static:
+        islands.write_otherwise(model)
     for graph in model.subgraphs:
         _squeeze_to_reshape(model, graph)
         _general_int16_scales(model, graph)

@@ -40,7 +40,9 @@ def quantize(program: bytes, recipe: Recipe, ranges: Ranges, samples: Iterable[A
         if _has_intermediates(model):
             model = flatbuffer.load(_with_intermediate_ranges(library, program, samples))
         _write_ranges(model, ranges)
-        wrapper = library.CalibrationWrapper(flatbuffer.dump(model), [], [])
+        # The wrapper points into these bytes and does not own them: without a name here they would be freed under it.
+        ready = flatbuffer.dump(model)
+        wrapper = library.CalibrationWrapper(ready, [], [])
         wide = recipe.scheme == "int8x16"
         ends = [
             _number(io if io == "float32" or not wide else "int16") for io in (recipe.io, recipe.output_io or recipe.io)

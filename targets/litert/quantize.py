@@ -16,7 +16,6 @@ from edge.findings import Finding
 from edge.isolate import Progress, no_progress
 from edge.targets.litert import (
     aeq,
-    bias,
     calibrate,
     coverage,
     edit,
@@ -24,14 +23,21 @@ from edge.targets.litert import (
     fixed,
     flatbuffer,
     heads,
+    islands,
+    learned,
     memory,
+    pixels,
     prepare,
     ptq,
+    refine,
     repair,
     tryout,
     tune,
+    weights,
 )
 from edge.targets.litert.coverage import Coverage
+from edge.targets.litert.learned import Learned
+from edge.targets.litert.pixels import Pixels
 
 # In order of preference; the first whose program is integer throughout wins, else the one that leaves least float.
 QUANTIZERS = (aeq.NAME, ptq.NAME)
@@ -57,6 +63,7 @@ class _Attempt:
     program: bytes
     coverage: Coverage
     mended: int
+    guarded: int
 
 
 def quantize(
@@ -74,15 +81,16 @@ def quantize(
     """
     ready = calibrated(model, recipe, samples, threads=threads, progress=progress)
     program, ranges, magnitude, refined = ready.program, ready.ranges, ready.mask_magnitude, dict(ready.details)
+    recipe = pixels.recipe_for(ready.pixels, recipe)
     progress("quantizing", None)
     factor = heads.FACTOR_TO_SPLIT if recipe.split_outputs else heads.FACTOR_AT_OUTPUT
     clashes = heads.find_clashes(program, ranges, at_output=factor) if ranges is not None else ()
     joints = [f.op for f in clashes if f.severity == "error" and f.op]
     if recipe.split_outputs and joints:
         refined["split_outputs"] = joints
-        whole = _best(program, recipe, ranges, samples)[0].program
+        whole = _best(ready, recipe, samples)[0].program
         recipe, full_integer = heads.split_recipe(program, recipe, joints), False
-    best, failures = _best(program, recipe, ranges, samples)
+    best, failures = _best(ready, recipe, samples)
     if "split_outputs" in refined and samples is not None:
         refined["split_gain"] = {
             "mode": "emulated",
@@ -92,11 +100,10 @@ def quantize(
     _refuse_unchanged(best, recipe, failures)
     if full_integer and recipe.scheme == "int8":
         _refuse_float(best.coverage)
-    made = best.program
-    if recipe.bias_correction and samples is not None:
-        corrected = bias.correct(program, made, samples, progress)
-        made = corrected.program if corrected else made
-        refined["bias_correction"] = corrected.to_json() if corrected else None
+    made, changed = learned.write(best.program, program, ready.learned) if ready.learned else (best.program, ())
+    made, corrections = refine.apply(program, made, ranges, recipe, samples, progress)
+    if ready.pixels:
+        refined["pixel_inputs"] = pixels.check(made, ready.pixels)
     return Quantized(
         program=made,
         quantizer=best.quantizer,
@@ -105,9 +112,11 @@ def quantize(
         findings=(
             *_clash_findings(clashes, refined),
             *_restored_findings(ready.restored),
+            *pixels.findings(refined.get("pixel_inputs", {})),
+            *learned.findings(ready.learned, changed, ranges, recipe),
             *_findings(model, recipe, best, ranges, magnitude),
         ),
-        details={**_details(best, failures, ranges, magnitude), **refined},
+        details={**_details(best, failures, ranges, magnitude), **refined, **corrections},
     )
 
 
@@ -139,8 +148,10 @@ class Calibrated:
     program: bytes
     ranges: Ranges | None
     restored: int = 0
+    learned: Learned = field(default_factory=Learned)
     mask_magnitude: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    pixels: tuple[Pixels, ...] = ()
 
 
 def calibrated(
@@ -148,34 +159,45 @@ def calibrated(
 ) -> Calibrated:
     """Return a canonical float `ModelT` (it is edited) ready for quantizing. Raises QuantizationError, DataError."""
     _refuse_bad_overrides(recipe)
+    known = learned.take(model)
+    learned.check(known, recipe)
     restored = prepare.quantizable(model, static=recipe.needs_calibration)
     _refuse_single_use(recipe, samples)
     if not recipe.needs_calibration or samples is None:
-        return Calibrated(program=flatbuffer.dump(model), ranges=None, restored=restored)
+        return Calibrated(program=flatbuffer.dump(model), ranges=None, restored=restored, learned=known)
     magnitude = repair.patch_masks(model, samples)
-    ranges, refined = _ranges(model, recipe, samples, threads, progress)
-    ranges = repair.hold_clamps(model, ranges)
+    ranges, refined, taken = _ranges(model, recipe, samples, threads, progress, known)
+    ranges = pixels.hold(taken, repair.hold_clamps(model, ranges))
     return Calibrated(
-        program=flatbuffer.dump(model), ranges=ranges, restored=restored, mask_magnitude=magnitude, details=refined
+        program=flatbuffer.dump(model),
+        ranges=ranges,
+        restored=restored,
+        learned=known,
+        mask_magnitude=magnitude,
+        details=refined,
+        pixels=taken,
     )
 
 
 def _ranges(
-    model: Any, recipe: Recipe, samples: Iterable[Any], threads: int, progress: Progress
-) -> tuple[Ranges, dict[str, Any]]:
-    """Equalize where the recipe asks for it, and return the ranges of the model, which is edited."""
+    model: Any, recipe: Recipe, samples: Iterable[Any], threads: int, progress: Progress, noted: Learned
+) -> tuple[Ranges, dict[str, Any], tuple[Pixels, ...]]:
+    """Equalize where the recipe asks for it, and return the ranges of the model, which is edited, and its pixels."""
     refined: dict[str, Any] = {}
     if recipe.equalize:
         progress("equalizing channels", None)
         refined["channels_equalized"] = equalize.apply(model, recipe, samples, threads=threads)
+    # After equalizing, which would scale the channels of x; int16 has no form in which a byte is its own stored value.
+    taken = pixels.take(model) if recipe.scheme == "int8" else ()
     program = flatbuffer.dump(model)
     known = recipe.estimator != "moving-average" and memory.knows(("histograms", program), samples)
     refined["calibration_passes"] = int(recipe.equalize) + int(not known)
-    ranges = fixed.apply(model, _estimated(program, recipe, samples, threads, progress), recipe)
+    estimated = _estimated(program, recipe, samples, threads, progress)
+    ranges = fixed.apply(model, noted.laid_over(estimated) if noted else estimated, recipe)
     if recipe.tune_ranges:
         ranges, refined["tuned_ranges"] = _tuned(program, ranges, recipe, samples, progress)
     repair.lift_dead_channels(model, ranges, 32767 if recipe.scheme == "int8x16" else 255)
-    return ranges, refined
+    return ranges, refined, taken
 
 
 def _tuned(
@@ -235,14 +257,15 @@ def _refuse_single_use(recipe: Recipe, samples: Any) -> None:
         )
 
 
-def _best(
-    program: bytes, recipe: Recipe, ranges: Ranges | None, samples: Iterable[Any] | None
-) -> tuple[_Attempt, dict[str, str]]:
+def _best(ready: Calibrated, recipe: Recipe, samples: Iterable[Any] | None) -> tuple[_Attempt, dict[str, str]]:
     found: list[_Attempt] = []
     failures: dict[str, str] = {}
+    if recipe.weights == "mse" and ready.ranges is not None:
+        # Only for the quantizers: the float program that all is compared with keeps its weights.
+        ready = replace(ready, program=weights.clipped(ready.program, ready.ranges, recipe))
     for name in QUANTIZERS if ptq.accepts(recipe) else (aeq.NAME,):
         try:
-            attempt = _attempt(name, program, recipe, ranges, samples)
+            attempt = _attempt(name, ready, recipe, samples)
         except (QuantizationError, SourceError) as error:
             failures[name] = error.message
             continue
@@ -254,9 +277,8 @@ def _best(
     return min(found, key=lambda a: a.coverage.cost), failures
 
 
-def _attempt(
-    name: str, program: bytes, recipe: Recipe, ranges: Ranges | None, samples: Iterable[Any] | None
-) -> _Attempt:
+def _attempt(name: str, ready: Calibrated, recipe: Recipe, samples: Iterable[Any] | None) -> _Attempt:
+    program, ranges = ready.program, ready.ranges
     if name == aeq.NAME or ranges is None or samples is None:
         raw = aeq.quantize(program, recipe, ranges)
     else:
@@ -264,11 +286,15 @@ def _attempt(
     made = flatbuffer.load(raw, name=f"The output of {name}")
     mended = repair.mend_signature(made, flatbuffer.load(program))
     prepare.drop_dynamic_shapes(made, flatbuffer.load(program))
+    pixels.drop_identities(made, ready.pixels)
+    islands.close(made)
+    guarded = islands.guard_divisions(made)
     edit.drop_unused_buffers(made)
     final = flatbuffer.dump(made)
     sample = next((s.inputs for s in samples or ()), None)
-    tryout.run(final, sample, isolated=recipe.scheme == "int8x16")
-    return _Attempt(name, final, coverage.of(flatbuffer.load(final), recipe.overrides), mended)
+    # Its comparisons (EQUAL) of tensors with scales far apart abort the process that runs them.
+    tryout.run(final, sample, isolated=recipe.scheme == "int8x16" or name == ptq.NAME)
+    return _Attempt(name, final, coverage.of(flatbuffer.load(final), recipe.overrides), mended, guarded)
 
 
 def _refuse_unchanged(best: _Attempt, recipe: Recipe, failures: Mapping[str, str]) -> None:
@@ -288,7 +314,8 @@ def _refuse_float(found: Coverage) -> None:
     listed = ", ".join(f"{n} ({sum(name == n for name, _ in found.left_float)})" for n in names)
     raise QuantizationError(
         f"The target runs integers only, and these operators stay float: {', '.join(filter(None, (listed, wished)))}.",
-        hint="Replace them in the model (see `edgekit inspect`), move them out of it, or take a target with a CPU.",
+        hint="Replace them in the model (see `edgekit inspect`), move them out of it, take a target with a CPU, or "
+        "keep them on the host's CPU: full_integer = false in [build.options] of edgekit.toml.",
     )
 
 
@@ -305,10 +332,24 @@ def _findings(
                 "calibration samples are the same to 1e-5.",
             )
         )
+    made.extend(_guard_findings(best.guarded))
     made.extend(_wide_findings(ranges))
     made.extend(ranges.findings if ranges else ())
     made.extend(_unused_overrides(model, recipe))
     return tuple(made)
+
+
+def _guard_findings(count: int) -> list[Finding]:
+    if not count:
+        return []
+    return [
+        Finding(
+            rule="DIVISION_GUARDED",
+            severity="info",
+            op="DIV",
+            message=f"{count} divisor(s) are held at one step or more: int8 DIV refuses to run where one rounds to 0.",
+        )
+    ]
 
 
 def _restored_findings(count: int) -> list[Finding]:

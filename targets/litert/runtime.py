@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from edge.calibration.recipe import Recipe
 from edge.errors import QuantizationError
 from edge.isolate import Progress
 from edge.targets.base import Carrier, Inspection, Model, Program, Target
-from edge.targets.litert import aeq, contract, flatbuffer, inspect, prepare, session
+from edge.targets.litert import aeq, contract, flatbuffer, inspect, learned, prepare, session, work
 from edge.targets.litert import quantize as quantizing
 from edge.targets.litert.session import LiteRTSession
 
@@ -46,16 +47,21 @@ class LiteRT:
         prepare.canonical(source, model.signature)
         path = workdir / _FILE
         if recipe.scheme == "float32":
+            found = learned.findings(learned.take(source), (), None, recipe)
             path.write_bytes(flatbuffer.dump(source))
-            return _program(path, model, recipe, "none", {})
+            return _program(path, model, recipe, "none", {}, found)
         full = bool(target.options.get("full_integer"))
         made = quantizing.quantize(source, recipe, samples, full_integer=full, threads=_THREADS, progress=progress)
         path.write_bytes(made.program)
         return _program(path, model, recipe, made.quantizer, made.details, made.findings)
 
     def inspect(self, path: Path, target: Target | None, options: Mapping[str, Any]) -> Inspection:  # noqa: ARG002
-        """Read the program's operators and memory; every operator's place is the CPU."""
-        return inspect.inspect_program(path)
+        """Read the program's operators and memory; every operator's place is the CPU.
+
+        For a target with a roofline the details hold `latency_ms` (predicted), or `latency_note` where there is none.
+        """
+        found = inspect.inspect_program(path)
+        return replace(found, details={**found.details, **work.predicted_latency(path, target)})
 
     def open(self, path: Path, *, kernels: str, threads: int) -> LiteRTSession:
         """Load the program. Raises SourceError for a damaged file, UsageError for an unknown kernel set."""

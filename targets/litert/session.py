@@ -111,6 +111,8 @@ class LiteRTSession:
 
     def _feed(self, spec: TensorSpec, index: int, inputs: Mapping[str, Array]) -> None:
         values = np.asarray(_value(spec, inputs))
+        if values.dtype == np.uint8 and spec.dtype == "float32":
+            values = values.astype(np.float32)  # raw pixels, for the float form of a program that takes them
         if values.dtype != spec.dtype or not _fits(values.shape, spec.shape):
             got = f"{values.dtype}[{', '.join(map(str, values.shape))}]"
             raise DataError(f"Input {spec.name!r} got {got}; accepted: {spec}.")

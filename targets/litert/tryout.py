@@ -24,7 +24,7 @@ _TIMEOUT_S = 600.0
 
 
 def run(program: bytes, inputs: Mapping[str, Array] | None, *, isolated: bool) -> None:
-    """Load `program` with the builtin kernels and with XNNPACK, and run it once on float `inputs`.
+    """Load `program` with the builtin kernels and with XNNPACK, and run it once with each on float `inputs`.
 
     `isolated` does so in a child process: some integer kernels abort the process instead of refusing an operator (int16
     forms of rarely used ones). Raises SourceError, DataError, QuantizationError for an abort.
@@ -53,7 +53,7 @@ def stage(request: dict[str, Any], progress: Progress) -> dict[str, Any]:  # noq
 
 
 def _run(program: bytes, inputs: Mapping[str, Array] | None) -> None:
-    session.interpreter(program, kernels="xnnpack", threads=1)
-    opened = session.LiteRTSession(program, kernels="builtin", threads=1)
-    if inputs is not None:
-        session.run_float(opened, inputs)
+    for kernels in ("xnnpack", "builtin"):
+        opened = session.LiteRTSession(program, kernels=kernels, threads=1)
+        if inputs is not None:
+            session.run_float(opened, inputs)

@@ -17,7 +17,7 @@ from edge.targets.torch_mobile.quantize import engine
 TOLERANCE = 1e-4
 _CONTROL_FLOW_HINT = (
     "Write the branch with torch.cond, the loop with torch.while_loop (edgekit keeps both as scripted branches), "
-    "or choose between results with torch.where."
+    "choose between results with torch.where, or script the module (--script)."
 )
 
 

@@ -23,9 +23,10 @@ from edge.targets.torch_common import (
     quiet,
     sample_inputs,
 )
-from edge.targets.torch_mobile import inspect, lower, quantize, session
+from edge.targets.torch_mobile import inspect, lower, quantize, scripted, session
 from edge.targets.torch_mobile.quantize import Quantized
 from edge.targets.torch_mobile.rebuild import rebuild
+from edge.targets.torch_mobile.scripted import ScriptedSession
 from edge.targets.torch_mobile.session import LiteInterpreterSession
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class TorchMobile:
         Raises QuantizationError where the recipe cannot be applied, ConversionError where a step changes the results.
         """
         self._refuse(model, recipe, target)
+        if model.carrier == "scripted":
+            return _scripted(model, recipe, workdir, progress)
         exported = load_exported(model.path, model.signature)
         inputs = sample_inputs(exported, samples, _CHECKS)
         made = _quantized(exported, recipe, samples, progress)
@@ -95,12 +98,12 @@ class TorchMobile:
         """Load the program. Raises SourceError for a damaged file, UsageError for an unknown kernel set."""
         return session.open_program(path, kernels=kernels, threads=threads)
 
-    def open_carrier(self, path: Path) -> ExportedSession:
-        """Open the float carrier. Raises SourceError."""
-        return open_carrier(path)
+    def open_carrier(self, path: Path) -> ExportedSession | ScriptedSession:
+        """Open the float carrier, exported or scripted. Raises SourceError."""
+        return ScriptedSession(path) if path.suffix == scripted.SUFFIX else open_carrier(path)
 
     def _refuse(self, model: Model, recipe: Recipe, target: Target) -> None:
-        if model.carrier != self.carrier:
+        if model.carrier not in (self.carrier, "scripted"):
             raise QuantizationError(f"PyTorch Mobile builds from the exported carrier, not from {model.carrier}.")
         if recipe.kind not in self.recipes or recipe.corrects:
             raise QuantizationError(
@@ -113,12 +116,43 @@ class TorchMobile:
                 f"A PyTorch Mobile program has float32 ends, not {recipe.io}: it quantizes inside.",
                 hint="Build with --io float32.",
             )
-        if dict(target.options.get("torch_mobile", {})).get("script"):
+        if dict(target.options.get("torch_mobile", {})).get("script") and model.carrier != "scripted":
             raise ConfigError(
                 "options.torch_mobile.script: an exported program has no Python left to script.",
-                hint="Write branches with torch.cond and loops with torch.while_loop: both sides are kept as scripted "
-                "branches without this option.",
+                hint="Build the PyTorch module from file.py:factory with --script.",
             )
+
+
+def _scripted(model: Model, recipe: Recipe, workdir: Path, progress: Progress) -> Program:
+    """Build from a TorchScript carrier: freeze, optimize, save, and run both on inputs that branch either way."""
+    import torch
+
+    scripted.refuse(recipe.name)
+    progress("freezing", None)
+    carrier = ScriptedSession(model.path)
+    inputs = carrier.draws(_CHECKS)
+    with quiet(), torch.no_grad():
+        frozen, absent = lower.optimized(torch.jit.freeze(carrier.module))
+    path = workdir / _FILE
+    lower.save(frozen, model.signature, path)
+    progress("verifying in the lite interpreter", None)
+    opened = session.open_program(path, kernels=quantize.ENGINE, threads=1)
+    error = lower.verify(opened.run_tensors, carrier.module, inputs)
+    return Program(
+        path=path,
+        signature=model.signature,
+        recipe=recipe,
+        quantizer="none",
+        tools={"torch": importlib.metadata.version("torch")},
+        findings=(_legacy(), *([absent] if absent else [])),
+        details={
+            "route": "script",
+            "operators": inspect.required_operators(path),
+            "bytecode_version": inspect.bytecode_version(path),
+            "verified_inputs": len(inputs),
+            "reload_error": error,
+        },
+    )
 
 
 def _quantized(exported: Exported, recipe: Recipe, samples: Dataset | None, progress: Progress) -> Quantized:

@@ -27,7 +27,7 @@ enum class Layout { NHWC, NCHW, NLC, NCL, OTHER }
 
 enum class Resize { NONE, NEAREST, BILINEAR, AREA, ANTIALIAS }
 
-enum class Fit { STRETCH, CROP, LETTERBOX }
+enum class Fit { STRETCH, CROP, LETTERBOX, CORNER }
 
 enum class Colour { RGB, BGR, GRAY }
 
@@ -113,10 +113,12 @@ object Images {
                 val cropW = if (wide) ratio(h, width, height) else w
                 Placement((h - cropH) / 2, (w - cropW) / 2, cropH, cropW, height, width)
             }
-            Fit.LETTERBOX -> {
+            Fit.LETTERBOX, Fit.CORNER -> {
                 val innerH = if (wide) ratio(h, width, w) else height
                 val innerW = if (wide) width else ratio(w, height, h)
-                Placement(0, 0, h, w, innerH, innerW, (height - innerH) / 2, (width - innerW) / 2)
+                val top = if (fit == Fit.CORNER) 0 else (height - innerH) / 2
+                val left = if (fit == Fit.CORNER) 0 else (width - innerW) / 2
+                Placement(0, 0, h, w, innerH, innerW, top, left)
             }
             Fit.STRETCH -> Placement(0, 0, h, w, height, width)
         }

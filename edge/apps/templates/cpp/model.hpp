@@ -28,7 +28,7 @@ using Floats = std::vector<float>;
 enum class DType { float32, int8, uint8, int16, int32, int64, boolean };
 enum class Layout { nhwc, nchw, nlc, ncl, other };
 enum class Resize { none, nearest, bilinear, area, antialias };
-enum class Fit { stretch, crop, letterbox };
+enum class Fit { stretch, crop, letterbox, corner };
 enum class Colour { rgb, bgr, gray };
 
 struct TensorSpec {
@@ -197,8 +197,9 @@ inline Placement place(int h, int w, int height, int width, Fit fit) {
     const int crop_h = wide ? h : detail::ratio(w, height, width), crop_w = wide ? detail::ratio(h, width, height) : w;
     return {(h - crop_h) / 2, (w - crop_w) / 2, crop_h, crop_w, height, width, 0, 0};
   }
-  if (fit == Fit::letterbox) {
+  if (fit == Fit::letterbox || fit == Fit::corner) {
     const int inner_h = wide ? detail::ratio(h, width, w) : height, inner_w = wide ? width : detail::ratio(w, height, h);
+    if (fit == Fit::corner) return {0, 0, h, w, inner_h, inner_w, 0, 0};
     return {0, 0, h, w, inner_h, inner_w, (height - inner_h) / 2, (width - inner_w) / 2};
   }
   return {0, 0, h, w, height, width, 0, 0};

@@ -28,7 +28,7 @@ public enum DType {
 
 public enum Layout { case nhwc, nchw, nlc, ncl, other }
 public enum Resize { case none, nearest, bilinear, area, antialias }
-public enum Fit { case stretch, crop, letterbox }
+public enum Fit { case stretch, crop, letterbox, corner }
 public enum Colour { case rgb, bgr, gray }
 
 /// What a sample or a file can be wrong about.
@@ -147,12 +147,12 @@ public enum Images {
             let cropW = wide ? ratio(h, width, height) : w
             return Placement(
                 boxTop: (h - cropH) / 2, boxLeft: (w - cropW) / 2, boxHeight: cropH, boxWidth: cropW, height: height, width: width)
-        case .letterbox:
+        case .letterbox, .corner:
             let innerH = wide ? ratio(h, width, w) : height
             let innerW = wide ? width : ratio(w, height, h)
             return Placement(
                 boxTop: 0, boxLeft: 0, boxHeight: h, boxWidth: w, height: innerH, width: innerW,
-                top: (height - innerH) / 2, left: (width - innerW) / 2)
+                top: fit == .corner ? 0 : (height - innerH) / 2, left: fit == .corner ? 0 : (width - innerW) / 2)
         case .stretch:
             return Placement(boxTop: 0, boxLeft: 0, boxHeight: h, boxWidth: w, height: height, width: width)
         }

@@ -22,7 +22,7 @@ export interface TensorSpec {
   readonly std: readonly number[];
 }
 
-export type Fit = 'stretch' | 'crop' | 'letterbox';
+export type Fit = 'stretch' | 'crop' | 'letterbox' | 'corner';
 
 /** uint8 pixels, row by row, with 1 (gray) or 3 (RGB) channels. */
 export interface Pixels {

@@ -25,10 +25,11 @@ export function place(h, w, height, width, fit) {
     return { boxTop: (h - boxHeight) >> 1, boxLeft: (w - boxWidth) >> 1, boxHeight, boxWidth, height, width, top: 0, left: 0 };
   }
   const box = { boxTop: 0, boxLeft: 0, boxHeight: h, boxWidth: w };
-  if (fit === 'letterbox') {
+  if (fit === 'letterbox' || fit === 'corner') {
     const innerH = wide ? ratio(h, width, w) : height;
     const innerW = wide ? width : ratio(w, height, h);
-    return { ...box, height: innerH, width: innerW, top: (height - innerH) >> 1, left: (width - innerW) >> 1 };
+    const shift = fit === 'letterbox' ? 1 : 31; // 31: at the top left
+    return { ...box, height: innerH, width: innerW, top: (height - innerH) >> shift, left: (width - innerW) >> shift };
   }
   return { ...box, height, width, top: 0, left: 0 };
 }

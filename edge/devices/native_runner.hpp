@@ -1,0 +1,580 @@
+// Runs a program where there is no Python: the operations of agent.py as a command.
+//
+//   runner OPERATION key=value...     operations: hello, run, measure, memory, count
+//
+// It writes one line to stdout: {"edgekit-native": 1, "ok": true, "result": {...}}, or "ok": false and "error" with
+// "kind" and "message". Tensors travel as raw bytes: a file of inputs holds sample after sample, and in each of them the
+// inputs in the order of the request; outputs likewise. A runtime that crashes ends the process, which the host sees.
+#pragma once
+
+#include <glob.h>
+#include <sched.h>
+#include <sys/resource.h>
+#include <sys/statvfs.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <new>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace edgekit {
+
+using Bytes = std::vector<uint8_t>;
+using Shape = std::vector<int64_t>;
+
+struct Failure {
+    std::string kind, message;
+};
+
+struct Output {
+    Shape shape;
+    const uint8_t *data;
+    size_t size;
+};
+
+// A loaded program; inputs and outputs by position in the request.
+class Program {
+  public:
+    virtual ~Program() = default;
+    virtual void allocate(const std::vector<Shape> &shapes) = 0;
+    virtual size_t input_bytes(size_t position) = 0;
+    virtual void feed(size_t position, const uint8_t *data) = 0;
+    virtual void invoke() = 0;
+    virtual size_t outputs() = 0;
+    // Calls `take` with the output; its data is valid only there.
+    virtual void read(size_t position, void (*take)(const Output &, void *), void *context) = 0;
+};
+
+class Request {
+  public:
+    std::map<std::string, std::string> fields;
+
+    const std::string &text(const std::string &key) const
+    {
+        auto found = fields.find(key);
+        if (found == fields.end())
+            throw Failure{"request", "the request has no " + key};
+        return found->second;
+    }
+    double number(const std::string &key) const { return std::strtod(text(key).c_str(), nullptr); }
+    size_t count(const std::string &key) const { return std::strtoull(text(key).c_str(), nullptr, 10); }
+    // "1x96x96x3;1x4" as shapes; a scalar is an empty part, and "-" means no tensor at all.
+    std::vector<Shape> shapes(const std::string &key) const
+    {
+        std::vector<Shape> found;
+        if (text(key) == "-")
+            return found;
+        std::stringstream parts(text(key) + ";");
+        for (std::string part; std::getline(parts, part, ';');) {
+            std::stringstream sizes(part);
+            found.emplace_back();
+            for (std::string size; std::getline(sizes, size, 'x');)
+                found.back().push_back(std::strtoll(size.c_str(), nullptr, 10));
+        }
+        return found;
+    }
+    std::vector<long> integers(const std::string &key) const
+    {
+        std::vector<long> found;
+        std::stringstream parts(text(key));
+        for (std::string part; std::getline(parts, part, ',');)
+            found.push_back(std::strtol(part.c_str(), nullptr, 10));
+        return found;
+    }
+};
+
+// Each runtime defines this.
+std::unique_ptr<Program> open_program(const Request &request);
+
+// ---- JSON ----
+
+inline std::string quoted(const std::string &text)
+{
+    std::string made = "\"";
+    for (unsigned char c : text) {
+        char escaped[8];
+        if (c == '"' || c == '\\')
+            made += '\\', made += static_cast<char>(c);
+        else if (c < 0x20 || c >= 0x7f)  // bytes of other encodings become single code points: always valid JSON
+            std::snprintf(escaped, sizeof escaped, "\\u%04x", c), made += escaped;
+        else
+            made += static_cast<char>(c);
+    }
+    return made + '"';
+}
+
+template <class T> std::string joined(const T &values)
+{
+    std::string made;
+    for (const auto &value : values)
+        made += (made.empty() ? "" : ", ") + std::to_string(value);
+    return "[" + made + "]";
+}
+
+inline std::string or_null(const std::string &text) { return text.empty() ? "null" : quoted(text); }
+
+// ---- the machine ----
+
+inline std::string content(const std::string &path)
+{
+    std::ifstream file(path, std::ios::binary);
+    std::string text((std::istreambuf_iterator<char>(file)), {});
+    while (!text.empty() && (text.back() == '\0' || text.back() == '\n' || text.back() == ' '))
+        text.pop_back();
+    return text;
+}
+
+inline std::string field(const std::string &text, const std::string &name, char separator = ':')
+{
+    std::stringstream lines(text);
+    for (std::string line; std::getline(lines, line);) {
+        size_t at = line.find(separator);
+        if (at == std::string::npos || line.compare(0, name.size(), name) != 0)
+            continue;
+        if (line.find_first_not_of(" \t", name.size()) != at)
+            continue;
+        size_t begin = line.find_first_not_of(" \t\"", at + 1);
+        size_t end = line.find_last_not_of(" \t\"");
+        return begin == std::string::npos ? "" : line.substr(begin, end - begin + 1);
+    }
+    return "";
+}
+
+inline std::string integer(const std::string &path)
+{
+    std::string text = content(path);
+    bool fine = !text.empty() && text.find_first_not_of("0123456789", text[0] == '-') == std::string::npos;
+    return fine && text != "-" ? text : "null";
+}
+
+inline std::vector<std::string> matching(const char *pattern)
+{
+    glob_t found{};
+    std::vector<std::string> paths;
+    if (glob(pattern, 0, nullptr, &found) == 0)
+        paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
+    globfree(&found);
+    return paths;
+}
+
+inline std::string base_name(const std::string &path) { return path.substr(path.rfind('/') + 1); }
+
+inline std::string model_name()
+{
+    std::string name = content("/proc/device-tree/model"), cpu = content("/proc/cpuinfo");
+    if (name.empty())
+        name = content("/sys/firmware/devicetree/base/model");
+    if (name.empty())
+        name = field(cpu, "model name");
+    return name.empty() ? field(cpu, "Hardware") : name;
+}
+
+inline std::string throttled()
+{
+    std::string text = content("/sys/devices/platform/soc/soc:firmware/get_throttled");
+    if (text.empty() && std::getenv("PATH")) {
+        FILE *tool = popen("vcgencmd get_throttled 2>/dev/null", "r");
+        char line[128] = "";
+        if (tool && std::fgets(line, sizeof line, tool))
+            text = line;
+        if (tool)
+            pclose(tool);
+    }
+    size_t at = text.rfind("0x") == std::string::npos ? 0 : text.rfind("0x") + 2;
+    char *end = nullptr;
+    unsigned long value = std::strtoul(text.c_str() + at, &end, 16);
+    return end == text.c_str() + at ? "null" : std::to_string(value);
+}
+
+inline std::string frequencies()
+{
+    std::string made;
+    for (const auto &folder : matching("/sys/devices/system/cpu/cpufreq/policy*")) {
+        made += made.empty() ? "" : ", ";
+        made += "{\"name\": " + quoted(base_name(folder)) +
+                ", \"governor\": " + or_null(content(folder + "/scaling_governor")) +
+                ", \"current_khz\": " + integer(folder + "/scaling_cur_freq") +
+                ", \"min_khz\": " + integer(folder + "/scaling_min_freq") +
+                ", \"max_khz\": " + integer(folder + "/scaling_max_freq") + "}";
+    }
+    return "[" + made + "]";
+}
+
+inline std::string temperatures()
+{
+    std::string made;
+    for (const auto &zone : matching("/sys/class/thermal/thermal_zone*")) {
+        std::string value = integer(zone + "/temp"), type = content(zone + "/type");
+        if (value == "null")
+            continue;
+        made += made.empty() ? "" : ", ";
+        made += quoted(base_name(zone) + (type.empty() ? "" : ":" + type)) + ": " +
+                std::to_string(std::strtod(value.c_str(), nullptr) / 1000.0);
+    }
+    return "{" + made + "}";
+}
+
+inline std::string processor_seconds()
+{
+    std::string name;
+    std::stringstream line(content("/proc/stat"));
+    std::vector<double> ticks;
+    line >> name;
+    for (double value; ticks.size() < 8 && line >> value;)
+        ticks.push_back(value / static_cast<double>(sysconf(_SC_CLK_TCK)));
+    if (name != "cpu" || ticks.size() < 8)
+        return "\"busy_s\": null, \"steal_s\": null";
+    return "\"busy_s\": " + std::to_string(ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) +
+           ", \"steal_s\": " + std::to_string(ticks[7]);
+}
+
+inline std::string identity()
+{
+    utsname system{};
+    uname(&system);
+    return "\"machine\": " + quoted(system.machine) +
+           ", \"kernel\": " + quoted(std::string(system.sysname) + " " + system.release) +
+           ", \"cpus\": " + std::to_string(std::max(1L, sysconf(_SC_NPROCESSORS_CONF)));
+}
+
+inline std::string environment()
+{
+    cpu_set_t set;
+    std::vector<int> cores;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        for (int core = 0; core < CPU_SETSIZE; core++)
+            if (CPU_ISSET(core, &set))
+                cores.push_back(core);
+    double load = 0;
+    rusage own{}, ended{};
+    getrusage(RUSAGE_SELF, &own), getrusage(RUSAGE_CHILDREN, &ended);
+    auto seconds = [](const timeval &t) { return static_cast<double>(t.tv_sec) + t.tv_usec / 1e6; };
+    bool known = getloadavg(&load, 1) == 1;
+    return "{\"cpu_model\": " + or_null(model_name()) + ", " + identity() + ", \"affinity\": " + joined(cores) +
+           ", \"frequencies\": " + frequencies() + ", \"load_average\": " + (known ? std::to_string(load) : "null") +
+           ", \"temperatures_c\": " + temperatures() + ", \"throttled\": " + throttled() + ", " +
+           processor_seconds() + ", \"own_s\": " +
+           std::to_string(seconds(own.ru_utime) + seconds(own.ru_stime) + seconds(ended.ru_utime) +
+                          seconds(ended.ru_stime)) +
+           "}";
+}
+
+inline std::string hello()
+{
+    std::string cpu = content("/proc/cpuinfo"), features;
+    std::stringstream words(field(cpu, "Features"));
+    for (std::string word; words >> word;)
+        features += (features.empty() ? "" : ", ") + quoted(word);
+    unsigned long long kilobytes = std::strtoull(field(content("/proc/meminfo"), "MemTotal").c_str(), nullptr, 10);
+    struct statvfs disk {};
+    bool known = statvfs(".", &disk) == 0;
+    return "{\"model\": " + or_null(model_name()) + ", " + identity() +
+           ", \"system\": " + quoted(field(content("/etc/os-release"), "PRETTY_NAME", '=')) +
+           ", \"cpu_part\": " + or_null(field(cpu, "CPU part")) + ", \"cpu_features\": [" + features +
+           "], \"memory_bytes\": " + (kilobytes ? std::to_string(kilobytes * 1024) : "null") +
+           ", \"free_disk_bytes\": " +
+           (known ? std::to_string(static_cast<unsigned long long>(disk.f_bavail) * disk.f_frsize) : "null") +
+           ", \"page_bytes\": " + std::to_string(sysconf(_SC_PAGESIZE)) +
+           ", \"emulated\": " + (content("/etc/edgekit-emulator").empty() ? "false" : "true") + "}";
+}
+
+// Not ru_maxrss: that counts the process which started this one too, from before its exec.
+inline long peak_kib() { return std::strtol(field(content("/proc/self/status"), "VmHWM").c_str(), nullptr, 10); }
+
+inline int64_t now_ns()
+{
+    timespec t{};
+    clock_gettime(CLOCK_MONOTONIC_RAW, &t);  // no time service slews it
+    return int64_t{t.tv_sec} * 1000000000 + t.tv_nsec;
+}
+
+// ---- samples ----
+
+// The samples of a file, one after another.
+class Samples {
+  public:
+    Samples(Program &program, const Request &request)
+        : program_(program), shapes_(request.shapes("shapes")), file_(request.text("inputs"), std::ios::binary)
+    {
+        if (!file_)
+            throw Failure{"system", "the file of inputs cannot be read"};
+        program_.allocate(shapes_);
+        for (size_t i = 0; i < shapes_.size(); i++)
+            held_.emplace_back(program_.input_bytes(i));
+    }
+    void next()
+    {
+        for (size_t i = 0; i < held_.size(); i++)
+            if (!file_.read(reinterpret_cast<char *>(held_[i].data()), static_cast<std::streamsize>(held_[i].size())))
+                throw Failure{"run", "input " + std::to_string(i) + " needs " + std::to_string(held_[i].size()) +
+                                         " bytes, and the file has fewer"};
+        feed();
+    }
+    void feed()
+    {
+        for (size_t i = 0; i < held_.size(); i++)
+            program_.feed(i, held_[i].data());
+    }
+    void finish()
+    {
+        if (file_.peek() != std::ifstream::traits_type::eof())
+            throw Failure{"run", "the samples are larger than the program's inputs"};
+    }
+
+  private:
+    Program &program_;
+    std::vector<Shape> shapes_;
+    std::ifstream file_;
+    std::vector<Bytes> held_;
+};
+
+inline void write_all(std::ofstream &file, const void *data, size_t size)
+{
+    file.write(static_cast<const char *>(data), static_cast<std::streamsize>(size));
+    if (!file)
+        throw Failure{errno == ENOSPC || errno == EDQUOT ? "disk" : "system", std::strerror(errno)};
+}
+
+inline void close_all(std::ofstream &file)
+{
+    file.flush();
+    write_all(file, "", 0);
+}
+
+struct Collected {
+    std::ofstream file;
+    std::vector<Shape> shapes;
+    size_t position;
+};
+
+inline void collect(const Output &output, void *context)
+{
+    auto &kept = *static_cast<Collected *>(context);
+    if (kept.shapes.size() == kept.position)
+        kept.shapes.push_back(output.shape);
+    if (kept.shapes[kept.position] != output.shape)
+        throw Failure{"run", "the shape of output " + std::to_string(kept.position) + " changes from sample to sample"};
+    write_all(kept.file, output.data, output.size);
+}
+
+inline void read_back(Program &program)
+{
+    // As a caller would: every output is copied out of the runtime's memory.
+    static Bytes kept;
+    for (size_t i = 0; i < program.outputs(); i++)
+        program.read(i, [](const Output &o, void *) { kept.assign(o.data, o.data + o.size); }, nullptr);
+}
+
+// ---- operations ----
+
+inline std::string milliseconds(int64_t from, int64_t to) { return std::to_string(static_cast<double>(to - from) / 1e6); }
+
+inline std::string run(const Request &request)
+{
+    int64_t started = now_ns();
+    auto program = open_program(request);
+    Samples samples(*program, request);
+    int64_t loaded = now_ns();
+    Collected kept{std::ofstream(request.text("outputs"), std::ios::binary), {}, 0};
+    size_t total = request.count("samples");
+    for (size_t n = 0; n < total; n++) {
+        samples.next();
+        program->invoke();
+        for (kept.position = 0; kept.position < program->outputs(); kept.position++)
+            program->read(kept.position, collect, &kept);
+    }
+    samples.finish();
+    close_all(kept.file);
+    std::string shapes;
+    for (const auto &shape : kept.shapes)
+        shapes += (shapes.empty() ? "" : ", ") + joined(shape);
+    return "{\"samples\": " + std::to_string(total) + ", \"shapes\": [" + shapes +
+           "], \"load_ms\": " + milliseconds(started, loaded) + ", \"peak_rss_kib\": " + std::to_string(peak_kib()) + "}";
+}
+
+template <class T> T median(std::vector<T> values)
+{
+    std::sort(values.begin(), values.end());
+    size_t middle = values.size() / 2;
+    return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+inline bool is_stable(const std::vector<double> &durations, size_t window, double tolerance)
+{
+    if (window == 0 || durations.size() < 2 * window)
+        return false;
+    auto end = durations.end();
+    double before = median(std::vector<double>(end - 2 * static_cast<long>(window), end - static_cast<long>(window)));
+    double last = median(std::vector<double>(end - static_cast<long>(window), end));
+    return std::abs(last - before) <= tolerance * before;
+}
+
+struct Timed {
+    std::vector<int64_t> durations, starts;
+    size_t runs = 0;
+    double seconds = 0;
+};
+
+// At least `runs` and `seconds`, at most `max_seconds`; of a very long measurement every second sample is kept.
+template <class F> Timed timed_loop(F once, const Request &request)
+{
+    const size_t most = size_t{1} << 21, wanted = request.count("runs");
+    const double shortest = request.number("seconds"), longest = request.number("max_seconds");
+    Timed timed;
+    size_t stride = 1;
+    const int64_t begin = now_ns();
+    while ((timed.runs < wanted || timed.seconds < shortest) && (timed.seconds < longest || !timed.runs)) {
+        int64_t start = now_ns();
+        once();
+        int64_t end = now_ns();
+        if (timed.runs % stride == 0) {
+            timed.durations.push_back(end - start), timed.starts.push_back(start - begin);
+            if (timed.durations.size() >= most) {
+                for (size_t i = 0; i < most / 2; i++)
+                    timed.durations[i] = timed.durations[2 * i], timed.starts[i] = timed.starts[2 * i];
+                timed.durations.resize(most / 2), timed.starts.resize(most / 2), stride *= 2;
+            }
+        }
+        timed.runs++;
+        timed.seconds = static_cast<double>(end - begin) / 1e9;
+    }
+    return timed;
+}
+
+inline std::string measure(const Request &request)
+{
+    int64_t started = now_ns();
+    auto program = open_program(request);
+    Samples samples(*program, request);
+    int64_t loaded = now_ns();
+    samples.next();
+    program->invoke();
+    read_back(*program);
+    int64_t first = now_ns();
+    auto once = [&] { samples.feed(), program->invoke(), read_back(*program); };
+
+    timespec pause{static_cast<time_t>(request.number("cooldown_s")), 0};
+    nanosleep(&pause, nullptr);
+    std::vector<int64_t> overheads;
+    for (int i = 0; i < 1000; i++) {
+        int64_t a = now_ns();
+        overheads.push_back(now_ns() - a);
+    }
+    std::vector<double> durations;
+    bool stable = false;
+    for (int64_t begin = now_ns();;) {
+        int64_t start = now_ns();
+        once();
+        int64_t end = now_ns();
+        durations.push_back(static_cast<double>(end - start));
+        double elapsed = static_cast<double>(end - begin) / 1e9;
+        stable = is_stable(durations, request.count("warm_window"), request.number("warm_tolerance"));
+        bool enough = durations.size() >= request.count("warm_runs") && elapsed >= request.number("warm_seconds");
+        if ((enough && stable) || elapsed >= request.number("warm_cap_s"))
+            break;
+    }
+    std::string before = environment();
+    Timed timed = timed_loop(once, request);
+    std::string after = environment();
+    std::ofstream file(request.text("samples"), std::ios::binary);
+    write_all(file, timed.durations.data(), timed.durations.size() * sizeof(int64_t));
+    write_all(file, timed.starts.data(), timed.starts.size() * sizeof(int64_t));
+    close_all(file);
+    return "{\"load_ms\": " + milliseconds(started, loaded) + ", \"first_ms\": " + milliseconds(loaded, first) +
+           ", \"warm_up_runs\": " + std::to_string(durations.size()) +
+           ", \"warm_up_stable\": " + (stable ? "true" : "false") +
+           ", \"timer_overhead_ns\": " + std::to_string(median(overheads)) +
+           ", \"clock\": \"CLOCK_MONOTONIC_RAW\", \"runs\": " + std::to_string(timed.runs) +
+           ", \"duration_s\": " + std::to_string(timed.seconds) + ", \"before\": " + before + ", \"after\": " + after + "}";
+}
+
+inline std::string memory(const Request &request)
+{
+    long before = peak_kib();
+    auto program = open_program(request);
+    Samples samples(*program, request);
+    long loaded = peak_kib();
+    samples.next();
+    program->invoke();
+    read_back(*program);
+    return "{\"before_kib\": " + std::to_string(before) + ", \"loaded_kib\": " + std::to_string(loaded) +
+           ", \"peak_kib\": " + std::to_string(peak_kib()) + "}";
+}
+
+// Runs between marks: a system call that a plug-in of the emulator looks for.
+inline std::string count(const Request &request)
+{
+    auto program = open_program(request);
+    Samples samples(*program, request);
+    samples.next();
+    program->invoke();
+    size_t runs = request.count("runs");
+    getppid();
+    for (size_t i = 0; i < runs; i++)
+        program->invoke(), getppid();
+    return "{\"runs\": " + std::to_string(runs) + "}";
+}
+
+inline std::string perform(const std::string &operation, const Request &request)
+{
+    if (operation == "hello")
+        return hello();
+    if (operation == "run")
+        return run(request);
+    if (operation == "measure")
+        return measure(request);
+    if (operation == "memory")
+        return memory(request);
+    if (operation == "count")
+        return count(request);
+    throw Failure{"request", "operation " + operation + " is unknown; accepted: hello, run, measure, memory, count"};
+}
+
+inline int answer(bool fine, const std::string &key, const std::string &value)
+{
+    std::printf("\n{\"edgekit-native\": 1, \"ok\": %s, \"%s\": %s}\n", fine ? "true" : "false", key.c_str(), value.c_str());
+    std::fflush(stdout);
+    // Destructors of a runtime that has just failed are not to be trusted with the answer.
+    _exit(0);
+}
+
+inline int refuse(const std::string &kind, const std::string &message)
+{
+    return answer(false, "error", "{\"kind\": " + quoted(kind) + ", \"message\": " + quoted(message) + "}");
+}
+
+inline int main_of(int count, char **words)
+{
+    Request request;
+    for (int i = 2; i < count; i++) {
+        std::string word = words[i];
+        size_t at = word.find('=');
+        if (at == std::string::npos)
+            return refuse("request", "a word of the request has no value");
+        request.fields[word.substr(0, at)] = word.substr(at + 1);
+    }
+    try {
+        return answer(true, "result", perform(count > 1 ? words[1] : "", request));
+    } catch (const Failure &failure) {
+        return refuse(failure.kind, failure.message);
+    } catch (const std::bad_alloc &) {
+        return refuse("memory", "the device ran out of memory");
+    } catch (const std::exception &error) {
+        return refuse("agent", error.what());
+    }
+}
+
+}  // namespace edgekit
