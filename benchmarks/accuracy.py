@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from edge.measure import statistics
 from edge.signature import Signature
 from edge.sources.base import Declaration
 from edge.targets import registry
+from edge.targets.edgetpu import dense
 from edge.targets.litert import contract, flatbuffer, prepare, ptq, quantize, session
 
 TECHNIQUES = (
@@ -207,6 +208,8 @@ def _search(case: Case, target: str, folder: Path) -> tuple[bytes, dict[str, Any
     )
     recipe = codec.from_json(recipes.Recipe, answer["recipe"])
     samples = case.data.calibration.open(case.signature)
+    if chosen.options.get("dense_as_convolutions"):  # as the runtime does before it quantizes
+        case = replace(case, carrier=dense.rewritten(case.carrier, case.signature, work))
     return quantize.quantize(_canonical(case), recipe, samples).program, answer["details"]
 
 

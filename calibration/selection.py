@@ -94,9 +94,7 @@ def _limited(location: str, signature: Signature, most: int | None) -> Selection
     return Selection(location=location, role="evaluation", indices=_part(count, most))
 
 
-def _split(
-    location: str, signature: Signature, count: int, wanted: int, most: int | None, *, reserve: bool
-) -> Plan:
+def _split(location: str, signature: Signature, count: int, wanted: int, most: int | None, *, reserve: bool) -> Plan:
     if count < LEAST_TO_SPLIT:
         both = _part(count, wanted)
         return Plan(

@@ -8,19 +8,23 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from edge import codec
+from edge import codec, scratch
 from edge.errors import ArtifactError, DiskFullError, OutputError
 from edge.findings import Finding
 from edge.signature import Signature
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+# linux/fs.h, linux/fcntl.h
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+_ATTEMPTS = 100
+_KEPT = "artifact"
 Verdict = Literal["pass", "fail", "unchecked"]
 FileRole = Literal["program", "compiled", "carrier", "golden", "report", "placement", "log", "extra"]
 
@@ -186,7 +190,7 @@ def writing(destination: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `destination` that takes its place when the block ends well.
 
     An artifact that stood there before is replaced in one rename; any other folder that is not empty is left alone
-    and refused. Raises OutputError, DiskFullError.
+    and refused. What earlier runs left that were killed is removed. Raises OutputError, DiskFullError.
     """
     destination = destination.absolute()
     check_destination(destination)
@@ -194,13 +198,11 @@ def writing(destination: Path) -> Iterator[Path]:
     with translating_os_errors(destination):
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-            temporary.chmod(0o755)
-            try:
+            recover(destination)
+            with scratch.held(_prefix(destination), destination.parent) as temporary:
+                temporary.chmod(0o755)
                 yield temporary
                 _replace(temporary, destination)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         except BaseException:
             _remove_empty(missing)
             raise
@@ -228,8 +230,8 @@ def check_destination(destination: Path) -> None:
     # The artifact is renamed into place, so it is the parent folder that must take new names. Only trying tells: a file
     # system may be read-only although its permissions say otherwise.
     holder = destination.parent if destination.exists() else parent
-    with translating_os_errors(holder):
-        os.rmdir(tempfile.mkdtemp(prefix=".edgekit-", dir=holder))  # noqa: PTH106 - the pair of mkdtemp
+    with translating_os_errors(holder), scratch.held(".edgekit-", holder):
+        pass
 
 
 @contextlib.contextmanager
@@ -249,19 +251,68 @@ def translating_os_errors(place: Path) -> Iterator[None]:
         raise
 
 
+def _prefix(destination: Path) -> str:
+    return f".{destination.name}."
+
+
+def _old(destination: Path) -> str:
+    return f".{destination.name}.old."
+
+
+def recover(destination: Path) -> None:
+    """Bring back the artifact of a run that was killed between taking it away and putting the new one there."""
+    for left in scratch.abandoned(_old(destination), destination.parent):
+        # Not on Linux, where the two change places in one step.
+        if not destination.exists() and (left / _KEPT / MANIFEST).is_file():
+            (left / _KEPT).rename(destination)
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _replace(temporary: Path, destination: Path) -> None:
-    if not destination.exists():
-        temporary.rename(destination)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{destination.name}.old.", dir=destination.parent))
-    destination.rename(old / "artifact")
-    try:
-        temporary.rename(destination)
-    except OSError:
-        (old / "artifact").rename(destination)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    """Put a folder into place, whatever other runs put there at the same time: the last one stays."""
+    for _ in range(_ATTEMPTS):
+        try:
+            if _exchanged(temporary, destination):
+                shutil.rmtree(temporary, ignore_errors=True)  # the old artifact has that name now
+                return
+            if not destination.exists():
+                temporary.rename(destination)
+                return
+        except OSError as error:
+            # Another run was faster: what it wrote is replaced in turn.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+            continue
+        if _swapped(temporary, destination):
+            return
+    raise OutputError(f"{destination} is changed all the time by other runs.", hint="Give each run its own folder.")
+
+
+def _exchanged(temporary: Path, destination: Path) -> bool:
+    """Let two folders change places in one step; False where there is nothing yet, or no such step on this system."""
+    import ctypes
+
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return False
+    names = os.fsencode(temporary), os.fsencode(destination)
+    return bool(function(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _swapped(temporary: Path, destination: Path) -> bool:
+    """Replace in two steps; False where another run took the old folder away first."""
+    with scratch.held(_old(destination), destination.parent) as old:
+        try:
+            destination.rename(old / _KEPT)
+        except FileNotFoundError:
+            return False
+        try:
+            temporary.rename(destination)
+        except OSError:
+            with contextlib.suppress(OSError):
+                (old / _KEPT).rename(destination)
+            return False
+    return True
 
 
 def with_files(root: Path, manifest: Manifest, roles: Mapping[str, FileRole]) -> Manifest:

@@ -16,14 +16,12 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edge import isolate
+from edge import isolate, scratch
 from edge.content import Digests
 from edge.errors import ConfigError
 from edge.isolate import Progress
@@ -32,8 +30,7 @@ LIMIT_VARIABLE = "EDGEKIT_CACHE_LIMIT_GB"
 DEFAULT_LIMIT_GB = 10.0
 _ENTRY = "entry.json"
 _ROOT = "@root@"
-# A temporary folder that is older belongs to a process that was killed.
-_ABANDONED_S = 24 * 3600.0
+_NEW = ".new-"
 
 
 def cache_folder() -> Path:
@@ -89,7 +86,7 @@ class Store:
         """Copy the files of a result below `root` and return it; None where there is none that is whole and current."""
         place = self._place(key)
         try:
-            entry = json.loads((place / _ENTRY).read_text(encoding="utf-8"))
+            entry = _unsealed((place / _ENTRY).read_text(encoding="utf-8"), key)
             if any(digests.file(Path(path)) != sha256 for path, sha256 in entry["opened"].items()):
                 return None
             for name, sha256 in entry["files"].items():
@@ -107,13 +104,10 @@ class Store:
         """Store a result, its files being below `root`; a disk that does not take it changes nothing."""
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
-            try:
+            with scratch.held(_NEW, self.folder) as temporary:
                 entry = {"key": key, "stage": stage, **self._fill(temporary, result, root)}
-                (temporary / _ENTRY).write_text(json.dumps(entry), encoding="utf-8")
+                (temporary / _ENTRY).write_text(_sealed(entry), encoding="utf-8")
                 self._replace(temporary, self._place(key))
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
             self.evict(limit_bytes())
 
     def _fill(self, folder: Path, result: Result, root: Path) -> dict[str, Any]:
@@ -130,21 +124,18 @@ class Store:
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists():
             place.rename(temporary / "replaced")
-        made = temporary.with_name(f"{temporary.name}.entry")
-        try:
-            made.mkdir()
-            for part in (_ENTRY, "files"):
-                (temporary / part).rename(made / part)
-            made.rename(place)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+        made = temporary / "entry"
+        made.mkdir()
+        for part in (_ENTRY, "files"):
+            (temporary / part).rename(made / part)
+        made.rename(place)
 
     def entries(self) -> list[Entry]:
         """Return all whole entries, the longest unused first."""
         found = []
         for path in self.folder.glob(f"??/*/{_ENTRY}"):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                data = json.loads(path.read_text(encoding="utf-8"))
+                data = _unsealed(path.read_text(encoding="utf-8"), path.parent.name)
                 used = path.parent.stat().st_mtime
                 size = int(data["bytes"]) + path.stat().st_size
                 found.append(Entry(key=data["key"], stage=data["stage"], bytes=size, used=used, folder=path.parent))
@@ -160,16 +151,16 @@ class Store:
             if not alone:
                 return 0
             entries = self.entries()
+            whole = {e.folder for e in entries}
+            for damaged in (p for p in self.folder.glob("??/*") if p not in whole):
+                shutil.rmtree(damaged, ignore_errors=True)
             total, removed = sum(e.bytes for e in entries), 0
             for entry in entries:
                 if total <= limit:
                     break
                 shutil.rmtree(entry.folder, ignore_errors=True)
                 total, removed = total - entry.bytes, removed + 1
-            for left in self.folder.glob(".new-*"):
-                with contextlib.suppress(OSError):
-                    if abs(time.time() - left.stat().st_mtime) > _ABANDONED_S:
-                        shutil.rmtree(left, ignore_errors=True)
+            scratch.remove_abandoned(_NEW, self.folder)
             return removed
 
     @contextlib.contextmanager
@@ -254,6 +245,23 @@ def _computed(job: Job, progress: Progress) -> tuple[dict[str, Any], Sequence[st
         job.stage, job.request, workdir=job.workdir, name=job.name, progress=progress, timeout_s=job.timeout_s
     )
     return result, result.pop("opened", ())
+
+
+def _sealed(entry: Mapping[str, Any]) -> str:
+    """Return an entry as text whose first line is the digest of the rest."""
+    text = json.dumps(entry)
+    return f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def _unsealed(text: str, key: str) -> dict[str, Any]:
+    """Return the entry of a sealed text; raise ValueError where it is not as it was written, or of another key."""
+    digest, _, rest = text.partition("\n")
+    if hashlib.sha256(rest.encode()).hexdigest() != digest:
+        raise ValueError("the entry does not match its digest")
+    entry: dict[str, Any] = json.loads(rest)
+    if entry["key"] != key:
+        raise ValueError("the entry belongs to another key")
+    return entry
 
 
 def _key(parts: object) -> str:

@@ -10,6 +10,7 @@
     │   ├── StageCrashError     3   a child process died by a signal
     │   ├── StageTimeoutError   3   a child process ran out of time
     │   ├── StageMemoryError    3   a child process ran out of memory
+    │   ├── StageFileError      3   a child process wrote a larger file than it may
     │   ├── DiskFullError       3   no space left while writing
     │   └── DeviceError         3   a device is absent, unreachable or failed
     ├── ModelError              4   the model cannot be read or built for the target
@@ -23,6 +24,9 @@ The number is the process's exit code. Anything else that escapes is a bug of ou
 
 from __future__ import annotations
 
+import contextlib
+import struct
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 EXIT_OK = 0
@@ -97,6 +101,10 @@ class StageMemoryError(ToolError):
     """A child process ran out of memory."""
 
 
+class StageFileError(ToolError):
+    """A child process wrote a larger file than it may."""
+
+
 class DiskFullError(ToolError):
     """The disk is full."""
 
@@ -127,6 +135,25 @@ class ArtifactError(EdgekitError):
     """The folder is no artifact, or its files do not match their digests."""
 
     exit_code = 4
+
+
+# What Python raises where a value is not of the form that a reader goes by.
+_MISFITS = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+
+
+@contextlib.contextmanager
+def blaming(kind: type[EdgekitError], what: str, *, hint: str | None = None) -> Iterator[None]:
+    """Turn what a reader of untrusted content stumbles over into one error: "`what`: the reason".
+
+    For the reading of values from outside, where each is checked by its use. `--debug` shows the place.
+    """
+    try:
+        yield
+    except EdgekitError:
+        raise
+    except (*_MISFITS, struct.error) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise kind(f"{what}: {type(error).__name__}: {first.strip()[:300]}", hint=hint) from error
 
 
 def _subclasses(cls: type[EdgekitError]) -> dict[str, type[EdgekitError]]:

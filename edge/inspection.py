@@ -16,7 +16,6 @@ from edge.sources.base import Declaration, InputDeclaration
 from edge.targets import registry
 from edge.targets.base import Inspection, Target
 
-
 # Programs for phones, by the runtime that reads them.
 _PROGRAMS = {".pte": "executorch", ".ptl": "torch_mobile", ".mlpackage": "coreml"}
 

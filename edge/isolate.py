@@ -24,8 +24,12 @@ from edge import errors
 Progress = Callable[[str, float | None], None]
 
 DEFAULT_TIMEOUT_S = 3600.0
+MEMORY_VARIABLE = "EDGEKIT_MEMORY_LIMIT_GB"
+FILE_VARIABLE = "EDGEKIT_FILE_LIMIT_GB"
+DEFAULT_FILE_LIMIT_GB = 32.0
 _PROGRESS_FD_VARIABLE = "EDGEKIT_PROGRESS_FD"
 _GRACE_S = 2.0
+_LONGEST_TEMPORARY = 60
 
 
 def no_progress(text: str, share: float | None = None) -> None:
@@ -37,13 +41,8 @@ def default_memory_limit() -> int:
 
     It is a limit on reservations, not on use: TensorFlow and XNNPACK reserve several times what they touch.
     """
-    if text := os.environ.get("EDGEKIT_MEMORY_LIMIT_GB"):
-        try:
-            return int(float(text) * 2**30)
-        except ValueError:
-            raise errors.ConfigError(
-                f"EDGEKIT_MEMORY_LIMIT_GB is {text!r}; accepted: a number of GiB, such as 16"
-            ) from None
+    if os.environ.get(MEMORY_VARIABLE):
+        return _gibibytes(MEMORY_VARIABLE, 0.0)
     try:
         ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -51,7 +50,24 @@ def default_memory_limit() -> int:
     return max(32 * 2**30, 2 * ram)
 
 
-def _environment(progress_fd: int) -> dict[str, str]:
+def default_file_limit() -> int:
+    """Return how large a file a child may write, in bytes: EDGEKIT_FILE_LIMIT_GB, else 32 GiB."""
+    return _gibibytes(FILE_VARIABLE, DEFAULT_FILE_LIMIT_GB)
+
+
+def _gibibytes(variable: str, default: float) -> int:
+    text = os.environ.get(variable) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    # Beyond an exbibyte the system's own type ends.
+    if not 0 < value <= 2**30:
+        raise errors.ConfigError(f"{variable} is {text!r}; accepted: a number of GiB, such as 16")
+    return int(value * 2**30)
+
+
+def _environment(progress_fd: int, workdir: Path) -> dict[str, str]:
     quiet = {
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "TF_ENABLE_ONEDNN_OPTS": "0",  # reproducible float results of the source on every x86 host
@@ -60,7 +76,10 @@ def _environment(progress_fd: int) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return {**quiet, **os.environ, "PYTHONHASHSEED": "0", _PROGRESS_FD_VARIABLE: str(progress_fd)}
+    # What a child leaves behind when it is killed goes with the working folder. Names of sockets have about 100
+    # characters at most, and some are made below.
+    temporary = {"TMPDIR": str(workdir)} if len(str(workdir)) <= _LONGEST_TEMPORARY else {}
+    return {**quiet, **os.environ, **temporary, "PYTHONHASHSEED": "0", _PROGRESS_FD_VARIABLE: str(progress_fd)}
 
 
 def _forward_progress(read_fd: int, progress: Progress) -> None:
@@ -93,7 +112,7 @@ def _started(command: list[str], log: Path, progress: Progress) -> Iterator[subp
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(write_fd),
+                env=_environment(write_fd, log.parent.absolute()),
                 pass_fds=(write_fd,),
                 start_new_session=True,
             )
@@ -124,15 +143,15 @@ def call(
     """Run `stage` (`"module:function"`) with `request` in a child process and return its result.
 
     `workdir` receives `NAME.log` with all that the child printed. Errors of edgekit raised in the child are raised
-    here again. Raises StageCrashError, StageTimeoutError, StageMemoryError, ToolError.
+    here again. Raises StageCrashError, StageTimeoutError, StageMemoryError, StageFileError, ToolError.
     """
     name = name or stage.rpartition(":")[2]
     log, asked, answered = (workdir / f"{name}{end}" for end in (".log", ".request.json", ".result.json"))
     answered.unlink(missing_ok=True)
     asked.write_text(json.dumps(request), encoding="utf-8")
     # -P: a module in the user's folder must not shadow one of a framework.
-    limit = str(memory_bytes or default_memory_limit())
-    command = [sys.executable, "-P", "-m", "edge.isolate_worker", stage, str(asked), str(answered), limit]
+    limits = f"{memory_bytes or default_memory_limit()},{default_file_limit()}"
+    command = [sys.executable, "-P", "-m", "edge.isolate_worker", stage, str(asked), str(answered), limits]
     deadline = time.monotonic() + timeout_s
     with _started(command, log, progress) as process:
         try:
@@ -161,6 +180,15 @@ def _result(name: str, code: int, answered: Path, log: Path) -> dict[str, Any]:
     return result
 
 
+def file_too_large(name: str, log: str | None = None) -> errors.StageFileError:
+    """Return the error for a child that met the limit on the size of files."""
+    return errors.StageFileError(
+        f"{name} wrote a file larger than {default_file_limit() / 2**30:g} GiB and was stopped.",
+        hint=f"Use fewer samples or a smaller model, or raise {FILE_VARIABLE}.",
+        log=log,
+    )
+
+
 def _death(name: str, code: int, log: Path) -> errors.EdgekitError:
     tail = log.read_bytes()[-4000:].decode(errors="replace") if log.exists() else ""
     if code == -signal.SIGKILL or "bad_alloc" in tail or "MemoryError" in tail:
@@ -169,6 +197,8 @@ def _death(name: str, code: int, log: Path) -> errors.EdgekitError:
             hint="Free memory, use fewer samples, or raise EDGEKIT_MEMORY_LIMIT_GB.",
             log=str(log),
         )
+    if code == -signal.SIGXFSZ:
+        return file_too_large(name, log=str(log))
     if code < 0:
         return errors.StageCrashError(
             f"{name} crashed with {signal.Signals(-code).name} inside a library that edgekit calls.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import errors
-from edge.isolate import _PROGRESS_FD_VARIABLE, Progress, no_progress
+from edge.isolate import _PROGRESS_FD_VARIABLE, Progress, file_too_large, no_progress
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -39,6 +40,11 @@ def _describe(error: BaseException) -> dict[str, Any]:
         return errors.StageMemoryError(
             "A stage ran out of memory.", hint="Use fewer samples or raise EDGEKIT_MEMORY_LIMIT_GB."
         ).to_json()
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return file_too_large("A stage").to_json()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" while writing {error.filename}" if error.filename else ""
+        return errors.DiskFullError(f"No space is left{place}.", hint="Free space, or set TMPDIR.").to_json()
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("edge."):
         return errors.MissingPackageError(
             f"The Python package {error.name!r} is needed and not installed.",
@@ -48,7 +54,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
     return errors.ToolError(f"{type(error).__name__}: {first.strip()[:500]}").to_json()
 
 
-def _limit_resources(memory_bytes: int) -> None:
+def _limit_resources(memory_bytes: int, file_bytes: int) -> None:
     import resource
 
     # A hard limit below ours may be in force already (containers): then that one stays.
@@ -56,6 +62,8 @@ def _limit_resources(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
 
 def _die_with_parent() -> None:
@@ -66,10 +74,10 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main(stage: str, asked: str, answered: str, memory_bytes: str) -> int:
+def main(stage: str, asked: str, answered: str, limits: str) -> int:
     """Run `stage` on the request file and write the answer file, whole or not at all."""
     _die_with_parent()
-    _limit_resources(int(memory_bytes))
+    _limit_resources(*map(int, limits.split(",")))
     progress = _progress()
     module, _, function = stage.partition(":")
     answer: dict[str, Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import artifact as artifacts
-from edge import cache, codec, isolate, verdict
+from edge import cache, codec, isolate, scratch, verdict
 from edge.artifact import Artifact, Manifest, Metrics
 from edge.calibration.recipe import REFINEMENTS, Recipe, lacking
 from edge.devices.base import DeviceSpec
@@ -30,6 +30,7 @@ from edge.targets.base import Carrier, Inspection, Mode, Program, Target
 
 # Golden vectors, which the check writes beside the program.
 _GOLDEN = ("golden.npz", "model.bpte")
+_WORK = "edgekit-work-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +197,10 @@ def _unique(steps: Sequence[Step]) -> dict[str, Step]:
 @contextlib.contextmanager
 def working_folder() -> Iterator[Path]:
     """Yield a temporary folder; when a stage fails its log is kept, and the error names where."""
-    with tempfile.TemporaryDirectory(prefix="edgekit-", ignore_cleanup_errors=True) as folder:
+    with scratch.held(_WORK, Path(tempfile.gettempdir())) as folder:
         try:
-            with artifacts.translating_os_errors(Path(folder)):
-                yield Path(folder)
+            with artifacts.translating_os_errors(folder):
+                yield folder
         except EdgekitError as error:
             error.log = _kept(error.log)
             raise

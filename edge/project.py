@@ -79,7 +79,7 @@ class Project:
 
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "trust", "signature", "dequantize"),
+    "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "postprocess", "trust", "signature", "dequantize"),
     "recipe": ("train", "epochs", "seed", "train_time"),
     "data": ("calibration", "evaluation", "calibration_samples", "evaluation_samples", "metric"),
     "build": (
@@ -353,6 +353,7 @@ def _declaration(settings: Mapping[str, Any], c: _Collector) -> Declaration:
         )
         or "other",
         labels=c.take("labels", _labels, settings.get("labels")) or (),
+        postprocess=c.take("postprocess", postprocess_options.from_table, settings.get("postprocess")) or {},
         trust=bool(settings.get("trust", False)),
         dequantize=bool(settings.get("dequantize", False)),
         signature=str(settings.get("signature") or ""),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 DTYPES = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
 Layout = Literal["NHWC", "NCHW", "NLC", "NCL", "other"]
@@ -91,13 +91,17 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """The typed inputs and outputs of a model, with the preprocessing per input name."""
+    """The typed inputs and outputs of a model, with the preprocessing per input name.
+
+    `postprocess` is what is declared of the outputs' use, as edge.postprocess_options checks it.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocess: Mapping[str, Preprocess] = field(default_factory=dict)
     task: Task = "other"
     labels: tuple[str, ...] = ()
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for side in (self.inputs, self.outputs):

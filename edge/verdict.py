@@ -9,6 +9,7 @@ from typing import Any, Literal
 from edge.artifact import Accuracy, Manifest, Verdict
 from edge.budgets import Budgets, strong_enough
 from edge.findings import Finding, Outcome
+from edge.report.summary import predicted_label
 from edge.targets.base import Target
 
 # A loss of this share that the samples show is told even where nobody set a budget.
@@ -166,7 +167,7 @@ def _predicted_latency(predicted: Mapping[str, Any] | None, statistic: str) -> l
     for way, p in (predicted or {}).items():
         if isinstance(p, Mapping) and isinstance(p.get("value"), (int, float)):
             unusable = "" if statistic == "median" else f"a prediction has no {statistic}"
-            return [_Number(value=p["value"], mode="predicted", what=f"latency over {way}", unusable=unusable)]
+            return [_Number(value=p["value"], mode="predicted", what=predicted_label(way), unusable=unusable)]
     return []
 
 

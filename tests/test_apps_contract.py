@@ -18,7 +18,7 @@ from edge.apps import contract, golden, naming, tasks, writer
 from edge.apps.bundle import ExportOptions
 from edge.apps.contract import Contract
 from edge.apps.export import export
-from edge.apps.postprocess import Postprocess, activate, classify, detect, embed, segment
+from edge.postprocess import Postprocess, activate, classify, detect, embed, segment
 from edge.apps.render import render
 from edge.errors import ArtifactError, ConfigError, DataError, OutputError
 from tests import apps_artifacts

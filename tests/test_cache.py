@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import artifact, cache, isolate, pipeline, project
+from edge import artifact, cache, isolate, pipeline, project, scratch
 from edge.content import Digests, recording_reads
 from edge.errors import ConfigError, StageCrashError
 from tests.small_models import classifier, labelled_data
@@ -188,15 +188,15 @@ def test_results_that_were_used_last_stay(bench: Bench) -> None:
 
 
 def test_leftovers_of_killed_processes_go(bench: Bench) -> None:
-    """A temporary folder that is a day old is removed with the next eviction; a fresh one, another's, stays."""
+    """A temporary folder whose maker is gone is removed with the next eviction; one of a living process stays."""
     bench.call()
-    old, fresh = cache.store().folder / ".new-old", cache.store().folder / ".new-fresh"
-    old.mkdir()
-    fresh.mkdir()
-    os.utime(old, (0, 0))
-    cache.store().evict(10**9)
-    assert not old.exists()
-    assert fresh.exists()
+    left = cache.store().folder / ".new-12345678"
+    left.mkdir()
+    with scratch.held(".new-", cache.store().folder) as living:
+        left.mkdir(exist_ok=True)
+        cache.store().evict(10**9)
+        assert not left.exists()
+        assert living.exists()
 
 
 def test_many_builds_at_once_agree(bench: Bench) -> None:

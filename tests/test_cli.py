@@ -16,16 +16,23 @@ COMMANDS = (
     "build",
     "check",
     "compare",
+    "profile",
     "inspect",
     "diagnose",
+    "report",
+    "history",
+    "reproduce",
     "compile",
     "export",
+    "sweep",
     "targets",
     "sources",
     "devices",
     "doctor",
     "init",
     "demo",
+    "emulator",
+    "cache",
 )
 HEAVY = ("numpy", "tensorflow", "torch", "keras", "pydantic", "rich", "PIL", "ai_edge_litert", "executorch")
 

@@ -133,7 +133,7 @@ def _change_one_value(path: Path) -> None:
         held = {key: data[key] for key in data.files}
     key = next(k for k in held if "/out/" in k)
     held[key] = held[key] + 1
-    np.savez(path, **held)  # type: ignore[arg-type]
+    np.savez(path, **held)
 
 
 def test_reasons_for_slow_int8_name_what_was_lost() -> None:

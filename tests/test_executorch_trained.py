@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge.calibration import recipe as recipes
-from edge.targets.base import Target
+from edge.targets.executorch.runtime import ExecuTorch
 from tests import executorch_helpers as helpers
 
 pytestmark = [
@@ -17,7 +17,6 @@ pytestmark = [
         "ignore::UserWarning", "ignore::FutureWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning"
     ),
 ]
-TARGET = Target(name="t", title="t", family="linux", runtimes=("executorch",))
 
 
 @pytest.mark.parametrize("name", ["audio", "unet"])
@@ -31,7 +30,7 @@ def test_a_trained_network_keeps_its_metric_in_each_form(name: str, tmp_path: Pa
     torch.set_num_threads(1)
     trained = zoo_tasks.train(name, epochs=2)
     model = helpers.imported(name, tmp_path, module=trained.module)
-    reference = zoo_tasks.score(trained, bench.ExecuTorch().open_carrier(model.path).run)
+    reference = zoo_tasks.score(trained, ExecuTorch().open_carrier(model.path).run)
     rows = [row for row, _ in bench.measure(name, trained, model, reference, tmp_path, recipes=("float32", "int8"))]
     assert reference > 0.8
     assert [row.broken for row in rows] == ["", "", "", ""]

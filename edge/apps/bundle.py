@@ -66,7 +66,8 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
         )
     vectors = read_golden(path)
     reals = {t.name: golden.real(vectors["out"][t.name], t) for t in outputs if t.name in vectors["out"]}
-    post = tasks.resolve(tasks.task_of(manifest), tasks.parse(options.postprocess, outputs), inputs, outputs, reals)
+    given = tasks.given_by(manifest.signature.postprocess, options.postprocess, outputs)
+    post = tasks.resolve(tasks.task_of(manifest), given, inputs, outputs, reals)
     data = golden.pack(golden.entries(vectors, inputs, outputs, post))
     model = _model_files(artifact.program)
     made = Contract(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from edge import codec
 from edge.apps import naming
-from edge.apps.postprocess import Postprocess
+from edge.postprocess import Postprocess
 from edge.artifact import Accuracy, Manifest
 from edge.errors import ArtifactError
 from edge.signature import Layout, Preprocess, Quantization, TensorSpec

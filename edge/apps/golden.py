@@ -4,7 +4,7 @@ The file is a list of named byte arrays that any language reads in a few lines: 
 count, and per entry uint32 name length, name (ASCII), uint32 data length, data. All numbers are little-endian.
 
     input/I/V     stored bytes of input I in vector V          output/O/V   stored bytes of output O
-    result/V      the postprocessed outputs, float32, as edge.apps.postprocess.flat lays them out
+    result/V      the postprocessed outputs, float32, as edge.postprocess.flat lays them out
     image/K       int32 height, width, channels, then the pixels       image/K/I    the stored bytes of input I for it
     values/I      float32 samples for input I                          values/I/stored   the stored bytes for them
 """
@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import preprocess
-from edge.apps import postprocess
+from edge import postprocess
 from edge.apps.contract import TensorContract
-from edge.apps.postprocess import Postprocess
+from edge.postprocess import Postprocess
 from edge.calibration import affine
 from edge.errors import ArtifactError, DataError
 

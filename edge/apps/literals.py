@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge.apps.contract import TensorContract
-from edge.apps.postprocess import Postprocess
+from edge.postprocess import Postprocess
 
 
 @dataclass(frozen=True, kw_only=True)

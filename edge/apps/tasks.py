@@ -4,78 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge import anchors
+from edge import postprocess_options as options
 from edge.apps.contract import TensorContract
-from edge.apps.postprocess import Activation, BoxFormat, Kind, Postprocess
 from edge.artifact import Manifest
 from edge.errors import ConfigError
+from edge.postprocess import BoxFormat, Kind, Postprocess
 from edge.signature import Task
 
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "kind": get_args(Kind),
-    "activation": get_args(Activation),
-    "box_format": get_args(BoxFormat),
-}
-_OUTPUTS = ("output", "boxes", "scores", "classes", "count")
-_EXAMPLE = "Example: kind=detection,boxes=out0,scores=out1,activation=sigmoid,iou_threshold=0.5"
 _NAME_PARTS = {"boxes": ("box",), "scores": ("score",), "classes": ("class",), "count": ("num", "count")}
 
 
-def parse(text: str, outputs: Sequence[TensorContract]) -> dict[str, Any]:
-    """Return the fields of `key=value` pairs separated by commas; raise ConfigError with every problem."""
-    known = {f.name: f.default for f in fields(Postprocess)}
-    found: dict[str, Any] = {}
+def given_by(declared: Mapping[str, Any], text: str, outputs: Sequence[TensorContract]) -> dict[str, Any]:
+    """Return the fields that the artifact declares, those of a command line on top, outputs as positions.
+
+    Raises ConfigError with every problem.
+    """
+    found = {**declared, **options.from_text(text)}
     problems = []
-    for pair in filter(None, (p.strip() for p in text.split(","))):
-        key, _, value = (part.strip() for part in pair.partition("="))
-        if key not in known or key in found:
-            problems.append(f"{pair!r} is not one of {', '.join(f'{k}=' for k in known)}, each once")
-            continue
-        try:
-            found[key] = _value(key, value, known[key], outputs)
-        except ValueError as error:
-            problems.append(f"{key} is {value!r}; accepted: {error}")
+    for key in options.OUTPUTS:
+        if key in found:
+            place = _output(found[key], outputs)
+            if place is None:
+                problems.append(f"{key} is {found[key]!r}; accepted: a name of an output or its position")
+            found[key] = place
     if problems:
-        raise ConfigError(f"--postprocess: {'; '.join(problems)}", hint=_EXAMPLE)
+        raise ConfigError(f"postprocess: {'; '.join(problems)}; outputs: {_listed(outputs)}", hint=options.EXAMPLE)
     return found
 
 
-def _value(key: str, text: str, default: Any, outputs: Sequence[TensorContract]) -> Any:
-    if key in _CHOICES:
-        if text not in _CHOICES[key]:
-            raise ValueError(", ".join(_CHOICES[key]))
-        return text
-    if key in _OUTPUTS:
-        return _output(text, outputs)
-    if isinstance(default, bool):
-        if text not in ("true", "false"):
-            raise ValueError("true, false")
-        return text == "true"
-    return _number(text, type(default))
-
-
-def _output(text: str, outputs: Sequence[TensorContract]) -> int:
+def _output(value: str | int, outputs: Sequence[TensorContract]) -> int | None:
     names = [t.name for t in outputs]
-    if text in names:
-        return names.index(text)
-    if text.isdigit() and int(text) < len(names):
-        return int(text)
-    raise ValueError(f"a name of an output or its position, 0 to {len(names) - 1}")
-
-
-def _number(text: str, kind: type) -> Any:
-    try:
-        number = kind(text)
-    except ValueError:
-        raise ValueError("a number") from None
-    if not math.isfinite(number) or number < 0:
-        raise ValueError("a number of at least 0")
-    return number
+    if value in names:
+        return names.index(str(value))
+    place = int(value) if isinstance(value, int) or value.isdigit() else -1
+    return place if 0 <= place < len(names) else None
 
 
 # A model that does not state its task tells it by the metric that it was checked with.
@@ -108,8 +77,11 @@ def resolve(
     `golden` holds real outputs by name, [vectors, ...]: a classifier whose outputs are no shares that sum to 1 gets a
     softmax unless `activation` is given.
     """
-    post = replace(Postprocess(kind=_KINDS[task]), **given)
     height, width = _input_size(inputs)
+    given = {**given, **({"anchors": _anchors(given["anchors"], height, width)} if "anchors" in given else {})}
+    if "box_scales" in given:
+        given = {**given, "box_scales": tuple(given["box_scales"])}
+    post = replace(Postprocess(kind=_KINDS[task]), **given)
     if post.kind == "detection":
         post = _detection(replace(post, input_height=height, input_width=width), given, outputs)
     elif post.kind == "segmentation":
@@ -117,6 +89,13 @@ def resolve(
     elif post.kind == "classification":
         post = _classification(post, given, outputs, golden)
     return post
+
+
+def _anchors(value: Any, height: int, width: int) -> tuple[float, ...]:
+    """Return the numbers of anchors that a file held, or that a generator makes for this input."""
+    if not isinstance(value, Mapping):
+        return tuple(value)
+    return anchors.generate(anchors.read_table(value), height, width)
 
 
 _KINDS: Mapping[Task, Kind] = {
@@ -157,20 +136,34 @@ def _detection(post: Postprocess, given: Mapping[str, Any], outputs: Sequence[Te
         post = _found_outputs(post, given, outputs)
     if min(post.boxes, post.scores) < 0:
         raise ConfigError(
-            f"A detection needs the outputs of boxes and scores; the model has {_listed(outputs)}.", hint=_EXAMPLE
+            f"A detection needs the outputs of boxes and scores; the model has {_listed(outputs)}.", hint=options.EXAMPLE
         )
     shape = outputs[post.boxes].shape
     if post.boxes == post.scores:
         rows, columns = shape[-2:]
         if min(rows, columns) < 5:
-            raise ConfigError(f"An output {list(shape)} cannot hold boxes and scores of one row each.", hint=_EXAMPLE)
+            raise ConfigError(
+                f"An output {list(shape)} cannot hold boxes and scores of one row each.", hint=options.EXAMPLE
+            )
         transposed = post.transposed if "transposed" in given else rows < columns
         style: BoxFormat = post.box_format if "box_format" in given else "cxcywh"
-        return replace(post, transposed=transposed, box_format=style)
-    boxes = math.prod(shape) // 4
-    if math.prod(shape) % 4 or math.prod(outputs[post.scores].shape) % max(boxes, 1):
+        count = columns if transposed else rows
+        return _fitting_anchors(replace(post, transposed=transposed, box_format=style), count)
+    # A row may hold more than a box, such as key points.
+    values = shape[-1] if len(shape) > 2 and shape[-1] > 4 else 4
+    boxes = math.prod(shape) // values
+    if math.prod(shape) % values or math.prod(outputs[post.scores].shape) % max(boxes, 1):
         raise ConfigError(
-            f"Boxes {list(shape)} and scores {list(outputs[post.scores].shape)} do not fit.", hint=_EXAMPLE
+            f"Boxes {list(shape)} and scores {list(outputs[post.scores].shape)} do not fit.", hint=options.EXAMPLE
+        )
+    return _fitting_anchors(replace(post, box_values=values), boxes)
+
+
+def _fitting_anchors(post: Postprocess, boxes: int) -> Postprocess:
+    if post.anchors and len(post.anchors) != 4 * boxes:
+        raise ConfigError(
+            f"There are {len(post.anchors) // 4} anchors; the model has {boxes} boxes.",
+            hint="Generated anchors follow from strides, scales and ratios, and from the size of the image input.",
         )
     return post
 

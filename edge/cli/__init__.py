@@ -28,6 +28,7 @@ def application() -> typer.Typer:
         doctor,
         emulator,
         export,
+        history,
         init,
         inspect,
         profile,
@@ -49,7 +50,7 @@ def application() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    modules = (build, check, compare, profile, inspect, diagnose, report, reproduce, compile_, export, sweep)
+    modules = (build, check, compare, profile, inspect, diagnose, report, history, reproduce, compile_, export, sweep)
     for module in (*modules, targets, sources, devices, emulator, cache, doctor, init, demo):
         module.register(app)
     app.callback(invoke_without_command=True)(_root(typer.Option(False, "--version", help="Print the version.")))

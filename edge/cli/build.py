@@ -121,6 +121,7 @@ def build(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Another edgekit.toml.")] = None,
     reports: options.Reports = None,
+    mlflow: options.MlFlow = None,
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -160,7 +161,7 @@ def build(
         "dequantize": dequantize or None,
         "output": output,
     }
-    return _run(_project(given, config), reports or [], as_json=json_, quiet=quiet)
+    return _run(_project(given, config), reports or [], mlflow, as_json=json_, quiet=quiet)
 
 
 def _options(*, multiple_subgraphs: bool, script: bool) -> dict[str, Any]:
@@ -180,14 +181,12 @@ def _project(given: dict[str, Any], config: Path | None) -> Project:
     return project.resolve(settings)
 
 
-def _run(project: Project, reports: list[Path], *, as_json: bool, quiet: bool) -> int:
+def _run(project: Project, reports: list[Path], mlflow: str | None, *, as_json: bool, quiet: bool) -> int:
     from edge import errors, pipeline
     from edge.cli import report
     from edge.report import console, machine
 
-    for path in reports:
-        report.form_of(path)
-
+    report.ready(reports, mlflow)
     talk = Talk(quiet=quiet)
     try:
         artifacts = pipeline.build(project, talk)
@@ -200,5 +199,6 @@ def _run(project: Project, reports: list[Path], *, as_json: bool, quiet: bool) -
     else:
         for artifact in artifacts:
             console.show(artifact)
+    report.log(artifacts, mlflow, quiet=quiet)
     failed = any(a.manifest.verdict == "fail" for a in artifacts)
     return errors.EXIT_BUDGET if failed else errors.EXIT_OK

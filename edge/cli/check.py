@@ -68,6 +68,7 @@ def check(
         str | None, typer.Option(help="How much slower than --baseline it may be, such as 5% (the default).")
     ] = None,
     reports: options.Reports = None,
+    mlflow: options.MlFlow = None,
     json_: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -83,8 +84,7 @@ def check(
     wanted = budgets.parse(dict(zip(budgets.KEYS, given, strict=True)), problems)
     if problems:
         raise errors.ConfigError("The budgets cannot be read:\n  " + "\n  ".join(problems))
-    for path in reports or ():
-        report.form_of(path)
+    report.ready(reports or (), mlflow)
     limits = _limits(baseline, max_regression, max_slowdown)
     request = checkup.Request(
         evaluation=evaluation,
@@ -109,6 +109,7 @@ def check(
         sys.stdout.write(machine.dumps(machine.build_record(checked)))
     else:
         console.show(checked)
+    report.log([checked], mlflow, quiet=quiet)
     return errors.EXIT_BUDGET if checked.manifest.verdict == "fail" else errors.EXIT_OK
 
 

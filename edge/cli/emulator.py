@@ -27,11 +27,12 @@ def register(app: typer.Typer) -> None:
         help="Emulated boards: real ARM kernels on this host, without root rights.",
         no_args_is_help=True,
         rich_markup_mode=None,
+        epilog="Example:\n\n  edgekit emulator setup rpi4",
     )
-    group.command("list")(list_boards)
+    group.command("list", epilog="Example:\n\n  edgekit emulator list")(list_boards)
     group.command("setup", epilog="Example:\n\n  edgekit emulator setup rpi4")(setup)
     group.command("serve", epilog="Example:\n\n  edgekit emulator serve rpi4 --port 2222")(serve)
-    group.command("remove")(remove)
+    group.command("remove", epilog="Example:\n\n  edgekit emulator remove")(remove)
     app.add_typer(group)
 
 

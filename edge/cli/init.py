@@ -32,7 +32,13 @@ def init(
     talk = Talk(quiet=quiet)
     try:
         scaffold.write(
-            source, tuple(target or ("coral",)), options.fixed_shapes(shape), output, trust=trust, force=force, progress=talk
+            source,
+            tuple(target or ("coral",)),
+            options.fixed_shapes(shape),
+            output,
+            trust=trust,
+            force=force,
+            progress=talk,
         )
     finally:
         talk.done()

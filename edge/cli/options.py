@@ -27,6 +27,9 @@ NoControls = Annotated[
 ]
 Results = Annotated[Path, typer.Option("--output", "-o", help="Folder for the record and the raw samples.")]
 ArtifactPath = Annotated[Path, typer.Argument(help="The folder that `edgekit build` wrote.", metavar="ARTIFACT")]
+MlFlow = Annotated[
+    str | None, typer.Option("--mlflow", help="Also log to MLflow: a folder such as mlruns, or its address.")
+]
 Reports = Annotated[
     list[Path] | None,
     typer.Option(
@@ -54,7 +57,8 @@ Preprocess = Annotated[
     ),
 ]
 Shape = Annotated[
-    list[str] | None, typer.Option(
+    list[str] | None,
+    typer.Option(
         help="Shape of an input: 'image=1,3,224,224'; open at run time (ExecuTorch): 'steps=1,1..64,12'.",
         metavar="[INPUT=]N,...",
     ),

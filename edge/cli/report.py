@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge.cli import options
+from edge.cli.talk import Talk
 
 if TYPE_CHECKING:
     from edge.artifact import Artifact
@@ -68,6 +69,29 @@ def save(artifacts: Sequence[Artifact], paths: Sequence[Path], form: str | None 
         with translating_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             codec.write_atomically(path, _renderers()[wanted](found))
+
+
+def ready(reports: Sequence[Path], mlflow: str | None) -> None:
+    """Refuse, before any work, reports of no known form and an address that MLflow cannot have. Raises ConfigError."""
+    for path in reports:
+        form_of(path)
+    if mlflow is not None:
+        from edge import history
+
+        history.address(mlflow)
+
+
+def log(artifacts: Sequence[Artifact], mlflow: str | None, *, quiet: bool) -> None:
+    """Log checked artifacts to MLflow, where that was asked for. Raises MissingPackageError, ToolError."""
+    if mlflow is None:
+        return
+    from edge import history
+
+    talk = Talk(quiet=quiet)
+    try:
+        history.log(artifacts, mlflow, talk)
+    finally:
+        talk.done()
 
 
 def form_of(path: Path, form: str | None = None) -> str:

@@ -354,7 +354,7 @@ def once_cold(agent: Any, request: dict[str, Any]) -> dict[str, Any]:
 def cold_op(agent: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Start `starts` fresh processes; times in ms from the start of the process, files being in the page cache."""
     found = []
-    asked = dict(request, op="once_cold", inline=True, edgekit=agent.PROTOCOL, id=0)
+    asked = dict(request, op="once_cold", edgekit=agent.PROTOCOL, id=0)
     for _ in range(request["starts"]):
         begin = agent.clock_ns()
         done = subprocess.run(

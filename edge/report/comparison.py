@@ -64,6 +64,14 @@ def notes(artifacts: Sequence[Artifact]) -> list[str]:
     return found
 
 
+def _resident(r: dict[str, Any]) -> str:
+    if r["resident_bytes"] is None:
+        return "-"
+    small = r["resident_bytes"] < _RESIDENT_RESOLUTION
+    value = f"under {size(_RESIDENT_RESOLUTION)}" if small else size(r["resident_bytes"])
+    return f"{value} ({r['latency_mode']})"
+
+
 def cells(r: dict[str, Any]) -> list[str]:
     """Return the row of one record, in the order of COLUMNS."""
     latency = "-"
@@ -82,12 +90,14 @@ def cells(r: dict[str, Any]) -> list[str]:
         "-" if r["worst_snr_db"] is None else f"{r['worst_snr_db']:.1f} dB",
         size(r["size_bytes"]),
         latency,
-        "-" if r["resident_bytes"] is None else f"{size(r['resident_bytes'])} ({r['latency_mode']})",
+        _resident(r),
         "-" if r["activation_bytes"] is None else f"{size(r['activation_bytes'])} ({r['activation_mode']})",
         "-" if r["delegated_share"] is None else f"{r['delegated_share']:.0%}",
     ]
 
 
+# Below this a program fits into memory that the process had freed, and the growth says nothing.
+_RESIDENT_RESOLUTION = 2**16
 COLUMNS = (
     "artifact",
     "built",

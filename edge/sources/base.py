@@ -59,6 +59,7 @@ class Declaration:
     layout: Literal["keep", "channel-last"] = "channel-last"
     task: Task = "other"
     labels: tuple[str, ...] = ()
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
     trust: bool = False
     signature: str = ""
     decided: Signature | None = None

@@ -162,6 +162,7 @@ def signature(declaration: Declaration, inputs: Sequence[TensorSpec], outputs: S
             preprocess=preprocess,
             task=declaration.task,
             labels=declaration.labels,
+            postprocess=declaration.postprocess,
         )
     except ValueError as error:
         raise ConfigError(f"The model's inputs and outputs make no signature: {error}.") from error

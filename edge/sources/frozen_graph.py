@@ -45,6 +45,7 @@ class FrozenGraphSource:
             inputs=declaration.inputs,
             task=declaration.task,
             labels=declaration.labels,
+            postprocess=declaration.postprocess,
             layout=declaration.layout,
         )
         return LoadedTensorFlow(function, free, digest=declared.file_digest(path), findings=(), kind="frozen-graph")

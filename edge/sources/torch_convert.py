@@ -82,16 +82,25 @@ def _converted(flat: Any, sample: tuple[Any, ...], path: Path) -> None:
 
     try:
         litert_torch.convert(flat, sample, strict_export=False).export(str(path))
-    except Exception as error:
-        told = _texts(error)
-        if "fake_quantize" not in told and "quantized_decomposed" not in told and not isinstance(error, KeyError):
+    except Exception:
+        # It knows fake quantization only as pairs of operators with constant scales, around floats.
+        if (paired := _paired(flat, sample)) is None:
             raise
-        # It knows fake quantization only as pairs of operators with constant scales.
-        import torch
-
-        paired = torch.export.export(flat, sample, strict=False).module(check_guards=False)
-        torch_fake_quant.rewrite(paired)
         litert_torch.convert(paired, sample, strict_export=False).export(str(path))
+
+
+def _paired(flat: Any, sample: tuple[Any, ...]) -> Any:
+    """Return the graph of a module with fake quantization as such pairs; None where it has none or has no graph."""
+    import torch
+
+    try:
+        graph = torch.export.export(flat, sample, strict=False).module(check_guards=False)
+    except Exception:  # what litert-torch said of the module says more
+        return None
+    if not torch_fake_quant.marks(graph.graph):
+        return None
+    torch_fake_quant.rewrite(graph)
+    return graph
 
 
 def _where(error: BaseException) -> str:

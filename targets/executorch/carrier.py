@@ -42,17 +42,18 @@ def save(program: Any, signature: Signature, path: Path) -> None:
     """Write an ExportedProgram whose inputs and outputs stand in the signature's order."""
     import torch
 
-    # torch.export.save reads the memory of a weight that is a view, or not row by row, beyond its end.
+    # torch.export.save reads the memory of a weight that is empty, a view, or not row by row, beyond its end.
     for weights in (program.state_dict, program.constants):
         weights.update({name: _owned(value) for name, value in weights.items() if isinstance(value, torch.Tensor)})
     torch.export.save(program, str(path), extra_files={SIGNATURE_FILE: contract_text(signature)})
 
 
 def _owned(value: Any) -> Any:
-    """Return a tensor that is row by row all of its memory: itself, or a copy."""
+    """Return a tensor that is row by row all of its memory: itself, or a copy (an empty one may stand on some)."""
     import torch
 
-    if value.is_contiguous() and value.untyped_storage().nbytes() == value.numel() * value.element_size():
+    size = value.numel() * value.element_size()
+    if size and value.is_contiguous() and value.untyped_storage().nbytes() == size:
         return value
     copy = value.detach().clone(memory_format=torch.contiguous_format)
     return torch.nn.Parameter(copy, requires_grad=value.requires_grad) if type(value) is torch.nn.Parameter else copy

@@ -1,12 +1,13 @@
 """Read, check, view and write LiteRT (TFLite) flatbuffers, through the schema that ai-edge-litert ships.
 
-Nothing here runs a model. `read` refuses files whose structure an interpreter would follow out of bounds: the
+Nothing here runs a model. `load` refuses files whose structure an interpreter would follow out of bounds: the
 interpreters crash on some of them (an operator that names a tensor that is not there).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from edge.errors import SourceError
 from edge.signature import Quantization
+from edge.targets.litert import verify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,7 +91,7 @@ class Tensor:
     @property
     def elements(self) -> int:
         """Number of elements, 1 for a scalar."""
-        return int(np.prod(self.shape, dtype=np.int64)) if self.shape else 1
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -168,7 +170,10 @@ def load(source: Path | bytes, *, name: str | None = None) -> Any:
     if len(data) < 16 or data[4:8] != IDENTIFIER:
         raise _bad(where, f"it has no {IDENTIFIER.decode()} identifier")
     try:
+        verify.verify(data)
         model = schema().ModelT.InitFromPackedBuf(data, 0)
+    except verify.DamagedError as error:
+        raise _bad(where, str(error)) from error
     except SourceError:
         raise
     except Exception as error:  # the generated reader raises whatever a wild offset leads to
@@ -246,7 +251,7 @@ def _check_tensor(t: Any, model: Any, where: str, place: str) -> None:
     data = model.buffers[t.buffer].data
     dtype = _NUMPY.get(_names("TensorType")[t.type])
     if data is not None and len(data) and dtype and t.sparsity is None:
-        needed = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        needed = math.prod(shape) * np.dtype(dtype).itemsize
         if len(data) < needed:
             raise _bad(where, f"{place}: tensor {label!r} needs {needed} bytes and has {len(data)}")
 

@@ -6,8 +6,11 @@ order written here and rounded to float32 once at the end, so that other languag
 1. Activation: softmax exp(x - max) / sum, left to right; sigmoid 1 / (1 + exp(-x)).
 2. Classification: the `top_k` largest scores, best first; of equal scores the lower index first.
 3. Detection: boxes to (top, left, bottom, right) in shares of the input; the best class of each box from `first_class`
-   on; scores at or above `score_threshold`; greedy suppression per class of boxes whose intersection over union is
-   above `iou_threshold`.
+   on; scores at or above `score_threshold`; greedy suppression of boxes whose intersection over union with a better one
+   is above `iou_threshold`, per class unless `class_agnostic`. With anchors (centre y, centre x, height, width) the four
+   values of a box are offsets dy, dx, dh, dw: centre y = dy / sy * height + y, the same across, height =
+   exp(min(dh / sh, 700)) * height of the anchor (or dh / sh * height where `size_decoding` is linear); Liu et al.
+   2016, arXiv 1512.02325, section 2.2, with the scales of TensorFlow's box coder.
 4. Segmentation: per pixel the class of the largest score, of equal scores the lower one; one channel: score >= 0.5.
 5. Embedding: x / sqrt(sum of x * x), left to right; zeros stay zeros.
 """
@@ -26,6 +29,7 @@ Floats = NDArray[np.float32]
 Kind = Literal["classification", "detection", "segmentation", "embedding", "raw"]
 Activation = Literal["none", "softmax", "sigmoid"]
 BoxFormat = Literal["yxyx", "xyxy", "cxcywh"]
+SizeDecoding = Literal["exp", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,10 @@ class Postprocess:
 
     `output` holds the scores of a classification, the map of a segmentation or the vector of an embedding.
     Detection: `boxes` and `scores`, optionally `classes` and `count`. Where `boxes` equals `scores` the one output has
-    four box values and then the scores of the classes per box (`transposed`: per row). `class_axis` is the axis of a
-    segmentation's scores, 0 where the output holds classes.
+    four box values and then the scores of the classes per box (`transposed`: per row), else `box_values` values per box
+    of which the first four count. `anchors` are float32 numbers, four per box; then `box_format` tells the order of the
+    offsets only: height before width (`yxyx`) or width before height (the others), and `box_scales` are the divisors
+    (y, x, height, width). `class_axis` is the axis of a segmentation's scores, 0 where the output holds classes.
     """
 
     kind: Kind = "raw"
@@ -56,6 +62,11 @@ class Postprocess:
     iou_threshold: float = 0.45
     max_detections: int = 100
     nms: bool = True
+    class_agnostic: bool = False
+    box_values: int = 4
+    anchors: tuple[float, ...] = ()
+    box_scales: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    size_decoding: SizeDecoding = "exp"
     class_axis: int = -1
 
 
@@ -120,16 +131,29 @@ def _candidates(outputs: Sequence[Floats], post: Postprocess) -> tuple[Floats, F
         values = values.reshape(values.shape[-2:])
         values = values.T if post.transposed else values
         return values[:, :4], values[:, 4:], None
-    boxes = outputs[post.boxes].reshape(-1, 4)
+    boxes = outputs[post.boxes].reshape(-1, post.box_values)
     scores = outputs[post.scores].reshape(len(boxes), -1)
     classes = None if post.classes < 0 else [round(float(c)) for c in outputs[post.classes].ravel()]
     count = len(boxes) if post.count < 0 else min(len(boxes), max(0, round(float(outputs[post.count].ravel()[0]))))
     return boxes[:count], scores[:count], classes
 
 
-def _corners(box: Floats, post: Postprocess) -> tuple[float, float, float, float]:
-    a, b, c, d = (float(v) for v in box)
-    if post.box_format == "cxcywh":
+def _decoded(box: Sequence[float], anchor: Sequence[float], post: Postprocess) -> tuple[float, float, float, float]:
+    """Return centre y, centre x, height and width of offsets from an anchor."""
+    dy, dx, dh, dw = box if post.box_format == "yxyx" else (box[1], box[0], box[3], box[2])
+    y, x, height, width = anchor
+    sy, sx, sh, sw = post.box_scales
+    sizes = (dh / sh, dw / sw)
+    tall, wide = (math.exp(min(s, 700.0)) for s in sizes) if post.size_decoding == "exp" else sizes
+    return dy / sy * height + y, dx / sx * width + x, tall * height, wide * width
+
+
+def _corners(row: int, box: Floats, post: Postprocess) -> tuple[float, float, float, float]:
+    a, b, c, d = (float(v) for v in box[:4])
+    if post.anchors:
+        y, x, height, width = _decoded((a, b, c, d), post.anchors[4 * row : 4 * row + 4], post)
+        corners = (y - height / 2, x - width / 2, y + height / 2, x + width / 2)
+    elif post.box_format == "cxcywh":
         corners = (b - d / 2, a - c / 2, b + d / 2, a + c / 2)
     else:
         corners = (a, b, c, d) if post.box_format == "yxyx" else (b, a, d, c)
@@ -158,7 +182,7 @@ def detect(outputs: Sequence[Floats], post: Postprocess, labels: Sequence[str]) 
         score = float(np.float32(values[best]))
         if score >= np.float32(post.score_threshold):
             index = classes[row] if classes is not None else best + post.first_class
-            found.append((index, score, _corners(boxes[row], post)))
+            found.append((index, score, _corners(row, boxes[row], post)))
     found.sort(key=lambda f: -f[1])
     kept: list[tuple[int, float, tuple[float, float, float, float]]] = []
     for candidate in found:
@@ -170,7 +194,8 @@ def detect(outputs: Sequence[Floats], post: Postprocess, labels: Sequence[str]) 
 
 
 def _suppresses(kept: Any, candidate: Any, post: Postprocess) -> bool:
-    return bool(kept[0] == candidate[0] and _overlap(kept[2], candidate[2]) > post.iou_threshold)
+    rivals = post.class_agnostic or kept[0] == candidate[0]
+    return bool(rivals and _overlap(kept[2], candidate[2]) > post.iou_threshold)
 
 
 def _detection(index: int, score: float, corners: tuple[float, ...], labels: Sequence[str]) -> Detection:
