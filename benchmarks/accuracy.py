@@ -10,8 +10,9 @@ Peers on the same float flatbuffer and the same 300 calibration samples: TFLite'
 behind TFLiteConverter, min/max) and ai-edge-quantizer with its own calibration; networks of the suite go through
 TFLiteConverter itself as well, from Keras. "search" is ours within 1 point,
 integers throughout (the Edge TPU's rules) and with float islands (a CPU's); it chooses on samples that neither
-calibrate nor test. Promises: search on a CPU is never below either peer beyond what the test samples show (the lower
-end of the paired 95 % interval), and where the best peer loses more than 1 point it recovers at least 80 % of that.
+calibrate nor test. Promises: search on a CPU is never below either peer (one that stands above the float network does
+so by chance: there float is the mark, and the peer only where a paired 95 % interval shows the difference), and where
+the best peer loses more than 1 point it recovers at least 80 % of that.
 """
 
 from __future__ import annotations
@@ -268,7 +269,8 @@ def _broken(name: str, scores: dict[str, Any]) -> list[str]:
     broken = []
     for peer, right in peers.items():
         difference = statistics.paired_difference(right, ours)
-        if difference.low is not None and difference.low > 0:
+        shown_below = difference.low is not None and difference.low > 0
+        if shown_below or ours.mean() < min(right.mean(), exact):
             broken.append(f"{name}: the search is {100 * difference.drop:.2f} points below {peer}")
     best = max((r.mean() for r in peers.values()), default=exact)
     if exact - best > 0.01 and ours.mean() - best < 0.8 * (exact - best):

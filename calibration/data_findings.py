@@ -39,6 +39,11 @@ class _Survey:
     classes: set[int] = field(default_factory=set)
     indexed: int = 0
 
+    def add_label(self, label: Any) -> None:
+        if isinstance(label, int):
+            self.indexed += 1
+            self.classes.add(label)
+
     def add(self, sample: Sample) -> None:
         self.count += 1
         digest = hashlib.blake2b(digest_size=16)
@@ -46,9 +51,7 @@ class _Survey:
             digest.update(np.ascontiguousarray(values).data)
             self.inputs.setdefault(name, _Seen()).add(values)
         self.digests.add(digest.digest())
-        if isinstance(sample.label, int):
-            self.indexed += 1
-            self.classes.add(sample.label)
+        self.add_label(sample.label)
 
 
 def inspect_samples(samples: Iterable[Sample], signature: Signature, *, role: Role) -> tuple[Finding, ...]:

@@ -165,7 +165,8 @@ def _number(text: str) -> int | float | None:
 
 def _required_number(text: str, where: str) -> int | float:
     number = _number(text)
-    if number is None or not math.isfinite(number):
+    # A whole number of hundreds of digits is finite, but no float.
+    if number is None or (isinstance(number, int) and abs(number) >= 2**63) or not math.isfinite(number):
         raise DataError(f"{where}: {text!r} is not a finite number")
     return number
 

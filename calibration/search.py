@@ -35,7 +35,8 @@ class Outcome:
     """What was measured of a candidate on the selection samples, or why it could not be built (`failure`).
 
     `drop` against the float carrier with its 95 % interval, in the metric's unit; `host_ms` the median of one run on
-    this host; `latency_ms` what the runtime predicts for the target, where it does; `runs` invocations of a program.
+    this host (emulated); `latency_ms` what the runtime predicts for the target, where it does, and `latency_how` over
+    which link or with how many threads; `runs` invocations of a program.
     """
 
     candidate: Candidate
@@ -47,6 +48,7 @@ class Outcome:
     operators_float: int = 0
     host_ms: float = 0.0
     latency_ms: float | None = None
+    latency_how: str | None = None
     runs: int = 0
     failure: str | None = None
 
@@ -97,17 +99,20 @@ def best(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def pareto(outcomes: Sequence[Outcome]) -> set[int]:
-    """Return the positions of outcomes that no other one beats or equals in drop, run time and size at once."""
+    """Return the positions of outcomes that no other one beats or equals in drop, run time and size at once.
+
+    Run times are those predicted for the target where all have one, else those on this host: never one against another.
+    """
+    usable = [o for o in outcomes if o.failure is None]
+    predicted = all(o.latency_ms is not None for o in usable)
 
     def cost(o: Outcome) -> tuple[float, float, int]:
-        return o.drop, o.host_ms if o.latency_ms is None else o.latency_ms, o.size_bytes
+        return o.drop, o.latency_ms if predicted and o.latency_ms is not None else o.host_ms, o.size_bytes
 
     def beaten(o: Outcome) -> bool:
         mine = cost(o)
         return any(
-            all(a <= b for a, b in zip(cost(other), mine, strict=True)) and cost(other) != mine
-            for other in outcomes
-            if other.failure is None
+            all(a <= b for a, b in zip(cost(other), mine, strict=True)) and cost(other) != mine for other in usable
         )
 
     return {i for i, o in enumerate(outcomes) if o.failure is None and not beaten(o)}

@@ -7,7 +7,7 @@ rounded to float32, so that every language computes with the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ class Grid:
 
     One map per stride of ceil(input / stride) places. The scale of map k of n is `min_scale` to `max_scale` in equal
     steps (their mean where n is 1). A place has one anchor per aspect ratio r = width / height, height scale / sqrt(r),
-    and one more of `interpolated_ratio` (0: none) with the geometric mean of this map's scale and the next one's (1 after
-    the last). Maps of equal strides that follow each other share their places. `reduced_lowest` gives the first map the
-    ratios 1, 2, 1/2 with the scales 0.1, s, s. `fixed_size` makes all of height and width 1.
+    and one more of `interpolated_ratio` (0: none) with the geometric mean of this map's scale and the next one's (after
+    the last: 1). Maps of equal strides that follow each other share their places. `reduced_lowest` gives the first map
+    the ratios 1, 2, 1/2 with the scales 0.1, s, s. `fixed_size` makes all of height and width 1.
     """
 
     strides: tuple[int, ...]
@@ -87,7 +87,7 @@ def _places(grid: Grid, height: int, width: int) -> Iterator[tuple[float, float,
                     yield (y + grid.offset[0]) / rows, (x + grid.offset[1]) / columns, tall, wide
 
 
-def _rounded(values: Iterator[float] | Sequence[float]) -> tuple[float, ...]:
+def _rounded(values: Iterable[float]) -> tuple[float, ...]:
     return tuple(float(v) for v in np.fromiter(values, np.float32))
 
 
@@ -105,7 +105,9 @@ def read_table(value: Mapping[str, Any]) -> Grid:
     try:
         return codec.from_json(Grid, {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()})
     except ValidationError as error:
-        raise ValueError("; ".join(f"anchors.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+        raise ValueError(
+            "; ".join(f"anchors.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        ) from None
 
 
 def read_file(path: Path) -> tuple[float, ...]:

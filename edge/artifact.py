@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from edge import codec, scratch
-from edge.errors import ArtifactError, DiskFullError, OutputError
+from edge.errors import ArtifactError, DiskFullError, OutputError, blaming
 from edge.findings import Finding
 from edge.signature import Signature
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -339,6 +344,32 @@ def read(path: Path) -> Artifact:
     for f in manifest.files:
         _check_file(root, f)
     return Artifact(path=root, manifest=manifest)
+
+
+def interprets(function: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Decorate what goes by the free parts of manifests (metrics, details, settings), which anyone may have changed.
+
+    What it stumbles over there is an ArtifactError. The first argument is an artifact, its path, or several of them.
+    """
+
+    @functools.wraps(function)
+    def guarded(first: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with blaming(
+            ArtifactError,
+            f"The manifest of {_named(first)} holds what edgekit did not write",
+            hint="Build the artifact again; --debug shows where it was met.",
+        ):
+            return function(first, *args, **kwargs)
+
+    return guarded
+
+
+def _named(value: object) -> str:
+    if isinstance(value, Artifact):
+        return str(value.path)
+    if isinstance(value, Iterable) and not isinstance(value, (str, Path)):
+        return ", ".join(map(_named, value)) or "the artifact"
+    return str(value)
 
 
 def _parse(path: Path) -> Manifest:

@@ -27,6 +27,7 @@ class Limits:
     unmapped: float = 0.0
 
 
+@artifacts.interprets
 def held_against(
     checked: Artifact, baseline: Path, request: checkup.Request, limits: Limits, progress: Progress
 ) -> Artifact:

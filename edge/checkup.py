@@ -67,6 +67,7 @@ def place_of(opened: Artifact, target: Target, request: Request) -> Place:
     return Place(program=compiled, kernels=kernels, timed_kernels=kernels, mode="measured")
 
 
+@artifacts.interprets
 def check(path: Path, request: Request, progress: Progress = isolate.no_progress) -> Artifact:
     """Verify an artifact's digests and golden vectors, then measure it again; the artifact itself is not changed.
 
@@ -144,6 +145,7 @@ def _check(opened: Artifact, place: Place, request: Request, work: Path, progres
     )
 
 
+@artifacts.interprets
 def compile_artifact(path: Path, options: Mapping[str, Any], progress: Progress = isolate.no_progress) -> Artifact:
     """Finish an artifact for the Edge TPU with the compiler; the artifact is replaced whole. Raises ArtifactError."""
     opened = artifacts.read(path)

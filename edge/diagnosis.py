@@ -48,6 +48,7 @@ def of_source(project: Project, progress: Progress = isolate.no_progress) -> dic
         return _ask(asked, step.runtime, step.recipe, step.target, work, progress)
 
 
+@artifacts.interprets
 def of_artifact(path: Path, question: Question, progress: Progress = isolate.no_progress) -> dict[str, Any]:
     """Return the diagnosis of a built artifact; its float carrier stands for the source. Raises ArtifactError."""
     opened = artifacts.read(path)

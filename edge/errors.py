@@ -25,7 +25,6 @@ The number is the process's exit code. Anything else that escapes is a bug of ou
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -137,21 +136,20 @@ class ArtifactError(EdgekitError):
     exit_code = 4
 
 
-# What Python raises where a value is not of the form that a reader goes by.
-_MISFITS = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
-
-
 @contextlib.contextmanager
 def blaming(kind: type[EdgekitError], what: str, *, hint: str | None = None) -> Iterator[None]:
     """Turn what a reader of untrusted content stumbles over into one error: "`what`: the reason".
 
-    For the reading of values from outside, where each is checked by its use. `--debug` shows the place.
+    For the reading of values from outside, where each is checked by its use: parsers and decoders of damaged content
+    raise whatever it leads to. What the system says (a full disk, a missing file) passes. `--debug` shows the place.
     """
     try:
         yield
     except EdgekitError:
         raise
-    except (*_MISFITS, struct.error) as error:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         raise kind(f"{what}: {type(error).__name__}: {first.strip()[:300]}", hint=hint) from error
 
@@ -166,4 +164,5 @@ def _subclasses(cls: type[EdgekitError]) -> dict[str, type[EdgekitError]]:
 def from_json(data: dict[str, Any]) -> EdgekitError:
     """Rebuild an error that a child process wrote with `EdgekitError.to_json`."""
     cls = _subclasses(EdgekitError).get(str(data.get("error")), ToolError)
-    return cls(str(data.get("message")), hint=data.get("hint"), log=data.get("log"))
+    hint, log = (text if isinstance(text := data.get(key), str) else None for key in ("hint", "log"))
+    return cls(str(data.get("message")) or cls.__name__, hint=hint, log=log)

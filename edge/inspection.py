@@ -10,7 +10,7 @@ from typing import Any
 
 from edge import artifact as artifacts
 from edge import codec, isolate
-from edge.errors import UsageError
+from edge.errors import SourceError, UsageError, blaming
 from edge.isolate import Progress
 from edge.sources.base import Declaration, InputDeclaration
 from edge.targets import registry
@@ -18,6 +18,9 @@ from edge.targets.base import Inspection, Target
 
 # Programs for phones, by the runtime that reads them.
 _PROGRAMS = {".pte": "executorch", ".ptl": "torch_mobile", ".mlpackage": "coreml"}
+# Runtimes that read a file by edgekit's own code, which checks every offset and runs nothing of it: no child process is
+# needed, which keeps `inspect` fast. Others leave it to the framework's code.
+_OWN_READERS = ("litert", "edgetpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +66,19 @@ def inspect(
 ) -> Inspected:
     """Return the inspection of a flatbuffer, an artifact, or any source (converted to a temporary carrier first)."""
     if cache:
-        found = _look(path, model, replace(request, options=cache.take(request.options)), None)
+        found = _look(path, model, replace(request, options=cache.take(request.options)), None, progress)
         cache.used(found.inspection)
         return found
     if path.is_dir() and (path / artifacts.MANIFEST).is_file():
         opened = artifacts.read(path)
-        return _look(opened.program, model, request, opened.manifest.runtime)
+        return _look(opened.program, model, request, opened.manifest.runtime, progress)
     if path.is_file() and _is_flatbuffer(path):
-        return _look(path, model, request, None)
+        return _look(path, model, request, None, progress)
     if path.suffix in _PROGRAMS and path.exists():
-        return _look(path, model, request, _PROGRAMS[path.suffix])
+        return _look(path, model, request, _PROGRAMS[path.suffix], progress)
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         carrier = _convert(model, Path(folder), request, progress)
-        return _look(carrier, model, request, None)
+        return _look(carrier, model, request, None, progress)
 
 
 def _is_flatbuffer(path: Path) -> bool:
@@ -85,11 +88,31 @@ def _is_flatbuffer(path: Path) -> bool:
         return stream.read(8)[4:] == b"TFL3" or path.suffix == ".tflite"
 
 
-def _look(path: Path, model: str, request: Request, runtime: str | None) -> Inspected:
+def _look(path: Path, model: str, request: Request, runtime: str | None, progress: Progress) -> Inspected:
     name = runtime or (request.target.runtimes[0] if request.target else _runtime_of(path))
-    # Reading a flatbuffer runs nothing of it, so no child process is needed: this keeps `inspect` fast.
-    found = registry.runtime(name).inspect(path, request.target, request.options)
+    if name in _OWN_READERS:
+        with blaming(SourceError, f"{model} cannot be inspected", hint="Convert or download it again."):
+            found = registry.runtime(name).inspect(path, request.target, request.options)
+    else:
+        found = _apart(path, name, request, progress)
     return Inspected(model=model, runtime=name, inspection=found)
+
+
+def _apart(path: Path, runtime: str, request: Request, progress: Progress) -> Inspection:
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        answer = isolate.call(
+            "edge.stages.inspecting:inspect_program",
+            {
+                "path": str(path.absolute()),
+                "runtime": runtime,
+                "target": codec.to_json(request.target) if request.target else None,
+                "options": dict(request.options),
+            },
+            workdir=Path(folder),
+            name="inspect",
+            progress=progress,
+        )
+    return codec.from_json(Inspection, answer["inspection"])
 
 
 def _runtime_of(path: Path) -> str:

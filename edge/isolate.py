@@ -168,15 +168,18 @@ def call(
 def _result(name: str, code: int, answered: Path, log: Path) -> dict[str, Any]:
     try:
         answer = json.loads(answered.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise _death(name, code, log) from None
+    # A child that ran a foreign model may have been taken over by it: its answer is content from outside.
+    if not isinstance(answer, dict) or not all(isinstance(v, dict) for v in answer.values()) or len(answer) != 1:
+        raise errors.ToolError(f"{name} gave no answer that edgekit understands.", log=str(log))
     if "error" in answer:
         error = errors.from_json(answer["error"])
         # What the user gave wrongly needs no log of a library.
         if not isinstance(error, errors.UsageError):
             error.log = error.log or str(log)
         raise error
-    result: dict[str, Any] = answer["result"]
+    result: dict[str, Any] = answer.get("result", {})
     return result
 
 

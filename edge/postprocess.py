@@ -6,8 +6,8 @@ order written here and rounded to float32 once at the end, so that other languag
 1. Activation: softmax exp(x - max) / sum, left to right; sigmoid 1 / (1 + exp(-x)).
 2. Classification: the `top_k` largest scores, best first; of equal scores the lower index first.
 3. Detection: boxes to (top, left, bottom, right) in shares of the input; the best class of each box from `first_class`
-   on; scores at or above `score_threshold`; greedy suppression of boxes whose intersection over union with a better one
-   is above `iou_threshold`, per class unless `class_agnostic`. With anchors (centre y, centre x, height, width) the four
+   on; scores at or above `score_threshold`; greedy suppression of boxes whose intersection over union with a better
+   one is above `iou_threshold`, per class unless `class_agnostic`. With anchors (centre y, centre x, height, width) the
    values of a box are offsets dy, dx, dh, dw: centre y = dy / sy * height + y, the same across, height =
    exp(min(dh / sh, 700)) * height of the anchor (or dh / sh * height where `size_decoding` is linear); Liu et al.
    2016, arXiv 1512.02325, section 2.2, with the scales of TensorFlow's box coder.

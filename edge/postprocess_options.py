@@ -38,7 +38,7 @@ def from_text(text: str) -> dict[str, Any]:
             problems.append(f"{pair!r} is not one of {', '.join(f'{k}=' for k in _DEFAULTS)}, each once")
         else:
             pairs.append((key, _typed(key, value)))
-    return _checked(dict(pairs), Path(), problems, "--postprocess")
+    return _checked(dict(pairs), problems, "--postprocess")
 
 
 def _typed(key: str, text: str) -> Any:
@@ -60,21 +60,21 @@ def _number(text: str) -> int | float | str:
         return text
 
 
-def from_table(table: Any, folder: Path) -> dict[str, Any]:
-    """Return the values of a table of edgekit.toml, files in it relative to `folder`; raise ConfigError."""
+def from_table(table: Any) -> dict[str, Any]:
+    """Return the values of a table of edgekit.toml; raise ConfigError with every problem."""
     if not isinstance(table, dict):
         raise ConfigError(f"postprocess is {table!r}; accepted: a table of its keys.", hint=EXAMPLE)
-    return _checked(table, folder, [], "postprocess")
+    return _checked(table, [], "postprocess")
 
 
-def _checked(values: Mapping[str, Any], folder: Path, problems: list[str], what: str) -> dict[str, Any]:
+def _checked(values: Mapping[str, Any], problems: list[str], what: str) -> dict[str, Any]:
     found = {}
     for key, value in values.items():
         if key not in _DEFAULTS:
             problems.append(f"'{key}={value}' is not one of {', '.join(f'{k}=' for k in _DEFAULTS)}, each once")
             continue
         try:
-            found[key] = _value(key, value, folder)
+            found[key] = _value(key, value)
         except (ValueError, ConfigError) as error:
             problems.append(f"{key} is {value!r}; accepted: {error}")
     if problems:
@@ -82,7 +82,7 @@ def _checked(values: Mapping[str, Any], folder: Path, problems: list[str], what:
     return found
 
 
-def _value(key: str, value: Any, folder: Path) -> Any:
+def _value(key: str, value: Any) -> Any:
     """Return one value as it is kept; raise ValueError with what is accepted."""
     default = _DEFAULTS[key]
     if key in CHOICES:
@@ -94,7 +94,7 @@ def _value(key: str, value: Any, folder: Path) -> Any:
             raise ValueError("a name of an output or its position")
         return value
     if key == "anchors":
-        return _anchors(value, folder)
+        return _anchors(value)
     if key == "box_scales":
         if not isinstance(value, list | tuple) or len(value) != 4 or not all(_positive(v) for v in value):
             raise ValueError("four numbers above 0: y, x, height, width, such as 10:10:5:5")
@@ -119,10 +119,10 @@ def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
-def _anchors(value: Any, folder: Path) -> Any:
+def _anchors(value: Any) -> Any:
     """Return a generator's table as it is, or the numbers of a file."""
     if isinstance(value, str):
-        path = folder / value
+        path = Path(value)
         if path.suffix != ".toml":
             return list(anchors.read_file(path))
         import tomllib

@@ -36,7 +36,8 @@ _MOST_THREADS = 256
 class Request:
     """What to measure and where. `device` is one of edge.devices, or `coral` for an accelerator at this host.
 
-    `controls`: set the performance governor while measuring, where that is permitted; `cpus` to run on, or all.
+    `runner` is who runs it there: auto, python or native. `controls`: set the performance governor while measuring,
+    where that is permitted; `cpus` to run on, or all.
     `output` is the folder for the record and the raw samples, None to keep nothing.
     """
 
@@ -45,6 +46,7 @@ class Request:
     per_op: bool = False
     threads: int = 1
     kernels: str | None = None
+    runner: str = "auto"
     controls: bool = True
     cpus: tuple[int, ...] = ()
     output: Path | None = RESULTS
@@ -63,6 +65,7 @@ class Request:
             raise ConfigError(f"{'; '.join(problems)}.")
 
 
+@artifact.interprets
 def profile(path: Path, request: Request, progress: Progress = no_progress) -> timing.ProfileRecord:
     """Measure an artifact; the artifact itself is not changed. Raises ArtifactError, ConfigError, DeviceError."""
     settings, compiled = _settings(path, request), _is_coral(request.device)
@@ -90,6 +93,7 @@ def profile(path: Path, request: Request, progress: Progress = no_progress) -> t
     return record
 
 
+@artifact.interprets
 def compare(
     reference: Path, candidate: Path, request: Request, progress: Progress = no_progress
 ) -> timing.ComparisonRecord:
@@ -106,6 +110,7 @@ def compare(
             device,
             threshold=request.threshold,
             controls=settings[0].controls,
+            runner=request.runner,
             looks=request.looks,
             progress=progress,
         )
@@ -140,6 +145,7 @@ def _settings(path: Path, request: Request) -> Settings:
         kernels=kernels,
         per_op=request.per_op,
         controls={"governor": request.controls, "cpus": list(request.cpus)},
+        runner=request.runner,
     )
 
 

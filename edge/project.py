@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edge import budgets as budgets_
-from edge import codec
+from edge import codec, postprocess_options
 from edge.budgets import Budgets
 from edge.calibration import recipe as recipes
 from edge.calibration.recipe import InputOutput, Override, Recipe
@@ -79,7 +79,10 @@ class Project:
 
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
-    "model": ("source", "name", "layout", "inputs", "outputs", "task", "labels", "postprocess", "trust", "signature", "dequantize"),
+    "model": (
+        *("source", "name", "layout", "inputs", "outputs", "task", "labels", "postprocess"),
+        *("trust", "signature", "dequantize"),
+    ),
     "recipe": ("train", "epochs", "seed", "train_time"),
     "data": ("calibration", "evaluation", "calibration_samples", "evaluation_samples", "metric"),
     "build": (
@@ -176,7 +179,7 @@ def read_file(path: Path) -> dict[str, Any]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is no TOML: {error}.") from error
     problems = _Collector()
     for section, table in tables.items():
@@ -199,6 +202,9 @@ def read_file(path: Path) -> dict[str, Any]:
         value = tables.get(section, {}).get(key)
         if isinstance(value, str) and value and not Path(value).is_absolute():
             tables[section][key] = str(path.parent / value)
+    declared = tables.get("model", {}).get("postprocess")
+    if isinstance(declared, dict) and isinstance(declared.get("anchors"), str):
+        declared["anchors"] = str(path.parent / declared["anchors"])
     return tables
 
 

@@ -68,6 +68,7 @@ def reproduce(path: Path, places: Places, progress: Progress = isolate.no_progre
         return compare(opened, again)
 
 
+@artifacts.interprets
 def _project(opened: Artifact, places: Places, folder: Path) -> Project:
     settings = dict(opened.manifest.settings)
     if not settings:
@@ -84,6 +85,7 @@ def _project(opened: Artifact, places: Places, folder: Path) -> Project:
     return replace(project, cache=False, **given)
 
 
+@artifacts.interprets
 def compare(recorded: Artifact, found: Artifact) -> Reproduction:
     """Compare two artifacts: programs by their bytes, manifests but for what is measured."""
     differences = tuple(_differences(_plain(recorded.manifest), _plain(found.manifest)))

@@ -54,7 +54,7 @@ def _from_file(path: Path) -> Target:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The target file {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"The target file {path} is no TOML: {error}.") from error
     return _parse(_extended(table, str(path)), path.stem, str(path))
 

@@ -18,9 +18,9 @@ from edge.apps import contract, golden, naming, tasks, writer
 from edge.apps.bundle import ExportOptions
 from edge.apps.contract import Contract
 from edge.apps.export import export
-from edge.postprocess import Postprocess, activate, classify, detect, embed, segment
 from edge.apps.render import render
 from edge.errors import ArtifactError, ConfigError, DataError, OutputError
+from edge.postprocess import Postprocess, activate, classify, detect, embed, segment
 from tests import apps_artifacts
 
 TEXTS = st.text(max_size=300) | st.sampled_from(apps_artifacts.NASTY)
@@ -302,11 +302,14 @@ def test_task_is_told_by_the_metric_where_it_is_not_declared(tmp_path: Path, met
 
 
 def test_postprocess_option_lists_every_problem(tmp_path: Path) -> None:
-    """Unknown keys, wrong values and unknown outputs are named together."""
+    """Unknown keys and wrong values are named together; an output that the model does not have too."""
     with pytest.raises(ConfigError) as caught:
-        tasks.parse("kind=magic,colour=red,output=7,nms=maybe,top_k=x", ())
-    for part in ("kind is 'magic'", "'colour=red' is not one of", "output is '7'", "nms is 'maybe'", "top_k is 'x'"):
+        tasks.given_by({}, "kind=magic,colour=red,nms=maybe,top_k=x,box_scales=1:2", ())
+    parts = ("kind is 'magic'", "'colour=red' is not one of", "nms is 'maybe'", "top_k is 'x'", "box_scales is [1, 2]")
+    for part in parts:
         assert part in caught.value.message
+    with pytest.raises(ConfigError, match="output is 7; .* boxes is 'nowhere'"):
+        tasks.given_by({"boxes": "nowhere"}, "output=7", ())
 
 
 # --- golden files and writing ---------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edge.apps import naming, pins
 from edge.apps.bundle import Bundle
 from edge.apps.contract import TensorContract
-from edge.apps.literals import Syntax, double, post_values, tensor
+from edge.apps.literals import Syntax, double, post_values, rows_of, tensor
 from edge.apps.readme import values_of
 from edge.apps.render import render, template
 from edge.errors import ConfigError
@@ -22,6 +22,7 @@ SYNTAX = Syntax(
 )
 # One class file holds 65,535 constants; objects of this many labels stay far below.
 _LABELS_PER_OBJECT = 1000
+_NUMBERS_PER_OBJECT = 2000
 _REFUSED = {
     "litert": ("int16",),
     "executorch": ("int16", "bool"),
@@ -95,6 +96,7 @@ def _values(bundle: Bundle) -> dict[str, str | bool]:
         **values_of(bundle),
         **post_values(post),
         **_labels(contract.labels),
+        **_anchors(post.anchors),
         **_parameters(contract.inputs),
         "POST_ACTIVATION_UPPER": post.activation.upper(),
         "POST_ATTRIBUTE_AXIS": "2" if post.transposed else "1",
@@ -146,3 +148,18 @@ def _labels(labels: tuple[str, ...]) -> dict[str, str]:
         )
     parts = [f"        Labels{number}.texts," for number in range(len(starts))] or ["        emptyList<String>(),"]
     return {"LABEL_PARTS": "\n".join(parts), "LABEL_OBJECTS": "".join(objects)}
+
+
+def _anchors(values: tuple[float, ...]) -> dict[str, str]:
+    """Return the anchors in objects of their own: a method's code holds 65,535 bytes, too few for one array."""
+    starts = range(0, len(values), _NUMBERS_PER_OBJECT)
+    objects = []
+    for number, start in enumerate(starts):
+        lines = rows_of(values[start : start + _NUMBERS_PER_OBJECT], "f")
+        objects.append(
+            f"\nprivate object Anchors{number} {{\n    val values: FloatArray = floatArrayOf(\n{lines}\n    )\n}}\n"
+        )
+    return {
+        "ANCHOR_PARTS": "\n".join(f"        Anchors{number}.values," for number in range(len(starts))),
+        "ANCHOR_OBJECTS": "".join(objects),
+    }

@@ -6,13 +6,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edge.apps import contract as contracts
-from edge.apps import golden, naming, tasks
-from edge.apps.contract import Contract, Golden, ModelFile, RuntimeNeed
+from edge.apps import coreml_metadata, golden, naming, tasks, tflite_metadata
+from edge.apps.contract import Contract, Golden, ModelFile, RuntimeNeed, TensorContract
 from edge.apps.pins import RUNTIMES, Pin, Platform, runtimes
-from edge.artifact import Artifact
+from edge.artifact import Artifact, Manifest, interprets
 from edge.errors import ArtifactError, ConfigError, DataError
+from edge.postprocess import Postprocess
+from edge.preprocess import describe
+from edge.signature import Preprocess
 from edge.stages.checking import read_golden
 
 # How each edgekit runtime's version is called in a manifest's tools.
@@ -29,7 +33,9 @@ class ExportOptions:
     name: str | None = None
     labels: Path | None = None
     postprocess: str = ""
+    author: str | None = None
     licence: str | None = None
+    metadata: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Bundle:
         }
 
 
+@interprets
 def make(artifact: Artifact, options: ExportOptions) -> Bundle:
     """Return the bundle of an artifact; raise ArtifactError, ConfigError or DataError for what cannot be exported."""
     manifest = artifact.manifest
@@ -69,19 +76,23 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
     given = tasks.given_by(manifest.signature.postprocess, options.postprocess, outputs)
     post = tasks.resolve(tasks.task_of(manifest), given, inputs, outputs, reals)
     data = golden.pack(golden.entries(vectors, inputs, outputs, post))
-    model = _model_files(artifact.program)
+    built = _model_files(artifact.program)
+    labels = _labels(options.labels, manifest.signature.labels)
+    model = (
+        _with_metadata(built, options, manifest, _Ends(inputs, outputs, post), labels) if options.metadata else built
+    )
     made = Contract(
         edgekit=manifest.edgekit,
         name=name,
         artifact=manifest.name,
         target=manifest.target,
         recipe=manifest.recipe_name,
-        model=_model_record(model),
+        model=_model_record(model, built),
         runtime=_need(runtime, pin, manifest.tools, manifest.details.get("operator_versions", {})),
         inputs=inputs,
         outputs=outputs,
         postprocess=post,
-        labels=_labels(options.labels, manifest.signature.labels),
+        labels=labels,
         golden=Golden(
             file="golden.bin",
             sha256=hashlib.sha256(data).hexdigest(),
@@ -91,6 +102,7 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
         accuracy=manifest.metrics.accuracy,
         latency=contracts.latency_rows(manifest),
         tools=dict(manifest.tools),
+        author=options.author,
         licence=options.licence,
     )
     package = naming.package_name(options.package, name)
@@ -149,11 +161,50 @@ def _model_files(program: Path) -> dict[str, bytes]:
     return {f"model.mlpackage/{p.relative_to(package).as_posix()}": p.read_bytes() for p in files}
 
 
-def _model_record(model: Mapping[str, bytes]) -> ModelFile:
-    size = sum(map(len, model.values()))
+class _Ends(NamedTuple):
+    inputs: tuple[TensorContract, ...]
+    outputs: tuple[TensorContract, ...]
+    post: Postprocess
+
+
+def _with_metadata(
+    model: Mapping[str, bytes], options: ExportOptions, manifest: Manifest, ends: _Ends, labels: tuple[str, ...]
+) -> Mapping[str, bytes]:
+    """Return the files with metadata in them, where the platform's libraries or tools read any."""
+    if options.platform not in ("android", "ios"):
+        return model
+    texts = {"author": options.author or "", "licence": options.licence or "", "version": ""}
+    words = f"{manifest.name} for {manifest.target}, {manifest.recipe_name}; written by edgekit {manifest.edgekit}."
+    if next(iter(model)).endswith(".tflite"):
+        about = tflite_metadata.Described(name=manifest.name, description=words, labels=labels, **texts)
+        return {file: tflite_metadata.embed(data, about, *ends) for file, data in model.items()}
+    place = f"model.mlpackage/{coreml_metadata.MODEL}"
+    if place not in model:
+        return model
+    described = coreml_metadata.Described(
+        description=words,
+        features={t.feature: describe(t.preprocess) for t in ends.inputs if t.feature and t.preprocess != Preprocess()},
+        user=coreml_metadata.preview(
+            ends.post, labels, classifier=any(t.carried == "dictionary" for t in ends.outputs)
+        ),
+        **texts,
+    )
+    return {**model, place: coreml_metadata.describe(model[place], described)}
+
+
+def _model_record(model: Mapping[str, bytes], built: Mapping[str, bytes]) -> ModelFile:
+    return ModelFile(
+        file=next(iter(model)).split("/", 1)[0],
+        sha256=_digest(model),
+        bytes=sum(map(len, model.values())),
+        built_sha256=_digest(built),
+    )
+
+
+def _digest(model: Mapping[str, bytes]) -> str:
+    """Return a file's digest; a folder's is that of its listing: one line "digest path" per file, sorted by path."""
     first = next(iter(model))
     if "/" not in first:
-        return ModelFile(file=first, sha256=hashlib.sha256(model[first]).hexdigest(), bytes=size)
-    # A folder's digest is that of its listing: one line "digest path" per file, sorted by path.
+        return hashlib.sha256(model[first]).hexdigest()
     listing = "".join(f"{hashlib.sha256(data).hexdigest()} {path}\n" for path, data in sorted(model.items()))
-    return ModelFile(file=first.split("/", 1)[0], sha256=hashlib.sha256(listing.encode()).hexdigest(), bytes=size)
+    return hashlib.sha256(listing.encode()).hexdigest()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from edge import codec
 from edge.apps import naming
-from edge.postprocess import Postprocess
 from edge.artifact import Accuracy, Manifest
 from edge.errors import ArtifactError
+from edge.postprocess import Postprocess
 from edge.signature import Layout, Preprocess, Quantization, TensorSpec
 
 SCHEMA_VERSION = 1
@@ -24,11 +24,12 @@ DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFile:
-    """The program: file name, digest and size."""
+    """The program: file name, digest and size; `built_sha256` is the digest before metadata were written into it."""
 
     file: str
     sha256: str
     bytes: int
+    built_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class TensorContract:
     """One input or output with a static shape.
 
     `sample_dtype` is what preprocessing yields (the float model's dtype); where `quantize` is set, that is then stored
-    as round(value / scale) + zero_point, halves away from zero. `image` says whether it takes uint8 pixels.
+    as round(value / scale) + zero_point, halves away from zero. `image` says whether it takes uint8 pixels. `feature`
+    is its name in a Core ML package, where it may be carried as an image (which Core ML preprocesses itself) or, a
+    classifier's scores, as a dictionary by label.
     """
 
     name: str
@@ -63,6 +66,8 @@ class TensorContract:
     quantize: bool = False
     image: bool = False
     preprocess: Preprocess = field(default_factory=Preprocess)
+    feature: str = ""
+    carried: Literal["array", "image", "dictionary"] = "array"
 
     def spec(self) -> TensorSpec:
         """Return the tensor before quantization, as edge.preprocess takes it."""
@@ -128,6 +133,7 @@ class Contract:
     accuracy: Accuracy | None
     latency: tuple[LatencyRow, ...]
     tools: Mapping[str, str]
+    author: str | None
     licence: str | None
 
 
@@ -138,9 +144,20 @@ def tensors(manifest: Manifest, side: Literal["inputs", "outputs"]) -> tuple[Ten
     names = naming.identifiers((t.name for t in specs), side.removesuffix("s"))
     pre = {t.name: manifest.signature.preprocess_of(t.name) for t in manifest.signature.inputs if side == "inputs"}
     return tuple(
-        _tensor(spec, identifier, source.get(spec.name, spec.dtype), pre.get(spec.name, Preprocess()))
+        replace(
+            _tensor(spec, identifier, source.get(spec.name, spec.dtype), pre.get(spec.name, Preprocess())),
+            feature=str(manifest.details.get("features", {}).get(spec.name, "")),
+            carried=_carried(manifest, spec.name),
+        )
         for spec, identifier in zip(specs, names, strict=True)
     )
+
+
+def _carried(manifest: Manifest, name: str) -> Literal["array", "image", "dictionary"]:
+    """Return how a Core ML package takes or gives that tensor, by what its build recorded."""
+    if name in manifest.details.get("image_inputs", ()):
+        return "image"
+    return "dictionary" if name == manifest.details.get("classifier_output") else "array"
 
 
 def _tensor(spec: TensorSpec, identifier: str, sample_dtype: str, pre: Preprocess) -> TensorContract:

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge import preprocess
-from edge import postprocess
+from edge import postprocess, preprocess
 from edge.apps.contract import TensorContract
-from edge.postprocess import Postprocess
 from edge.calibration import affine
 from edge.errors import ArtifactError, DataError
+from edge.postprocess import Postprocess
 
 Array = NDArray[Any]
 MAGIC = b"EKGOLD01"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
+import numpy as np
+
 from edge.apps import naming, pins
 from edge.apps.bundle import Bundle
-from edge.apps.contract import TensorContract
+from edge.apps.contract import Contract, TensorContract
 from edge.apps.literals import Syntax, double, post_values, tensor
 from edge.apps.readme import values_of
 from edge.apps.render import render, template
@@ -69,9 +73,11 @@ def _values(bundle: Bundle) -> dict[str, str | bool]:
         "EXECUTORCH": runtime == "executorch",
         "COREML": runtime == "coreml",
         "SWIFT_PACKAGE": True,
+        **_features(contract),
         "INPUTS": "\n".join(tensor(t, SYNTAX) for t in contract.inputs),
         "OUTPUTS": "\n".join(tensor(t, SYNTAX) for t in contract.outputs),
         "LABELS": "\n".join(f"        {naming.swift(label)}," for label in contract.labels),
+        "ANCHORS": _anchors(post.anchors),
         "GOLDEN_VECTORS": str(contract.golden.vectors),
         "TOLERANCE_STEPS": str(tolerance.steps),
         "TOLERANCE_SHARE": double(tolerance.share),
@@ -98,4 +104,27 @@ def _parameters(inputs: tuple[TensorContract, ...]) -> dict[str, str]:
         "ENCODED": ", ".join(f"try Tensors.encode({t.identifier}, Contract.inputs[{i}])" for i, t in enumerate(inputs)),
         "PIXEL_ARGUMENTS": ", ".join(call(t) for t in inputs),
         "EXAMPLE": ", ".join((f"{t.identifier}: " if len(inputs) > 1 else "") + t.identifier for t in inputs),
+    }
+
+
+def _anchors(values: tuple[float, ...]) -> str:
+    """Return the numbers as Base64 in lines: a long array of literals takes Swift's compiler minutes."""
+    text = base64.b64encode(np.asarray(values, "<f4").tobytes()).decode()
+    return "\n".join(f'        "{text[i : i + 96]}",' for i in range(0, len(text), 96))
+
+
+def _features(contract: Contract) -> dict[str, str | bool]:
+    """Return Core ML's names of the tensors, and how its package takes and gives them."""
+
+    def names(tensors: tuple[TensorContract, ...]) -> str:
+        given = ("classLabel_probs" if t.carried == "dictionary" else t.feature or t.name for t in tensors)
+        return ", ".join(naming.swift(name) for name in given)
+
+    coreml = contract.runtime.name == "coreml"
+    return {
+        "COREML_IMAGE": coreml and any(t.carried == "image" for t in contract.inputs),
+        "COREML_CLASSIFIER": coreml and any(t.carried == "dictionary" for t in contract.outputs),
+        "FEATURES_IN": names(contract.inputs),
+        "FEATURES_OUT": names(contract.outputs),
+        "FEATURES_IMAGE": ", ".join(str(t.carried == "image").lower() for t in contract.inputs),
     }

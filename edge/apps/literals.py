@@ -74,6 +74,9 @@ def post_values(post: Postprocess, double_suffix: str = "") -> dict[str, str]:
             "xyxy": "b, a, d, c",
             "cxcywh": "b - d / 2, a - c / 2, b + d / 2, a + c / 2",
         }[post.box_format],
+        # Offsets from an anchor, in the order y, x, height, width.
+        **{f"POST_D{k}": v for k, v in zip("YXHW", "abcd" if post.box_format == "yxyx" else "badc", strict=True)},
+        **{f"POST_S{k}": double(v) for k, v in zip("YXHW", post.box_scales, strict=True)},
     }
     for name in (
         "output",
@@ -85,10 +88,17 @@ def post_values(post: Postprocess, double_suffix: str = "") -> dict[str, str]:
         "first_class",
         "max_detections",
         "class_axis",
+        "box_values",
     ):
         made[f"POST_{name.upper()}"] = str(getattr(post, name))
-    for name in ("transposed", "box_pixels", "nms"):
+    for name in ("transposed", "box_pixels", "nms", "class_agnostic"):
         made[f"POST_{name.upper()}"] = str(getattr(post, name)).lower()
     for name in ("input_height", "input_width"):
         made[f"POST_{name.upper()}"] = f"{getattr(post, name)}.0{double_suffix}"
     return made
+
+
+def rows_of(values: Sequence[float], suffix: str = "") -> str:
+    """Return float32 numbers as lines of eight, each ended by a comma."""
+    texts = [f"{single(v)}{suffix}" for v in values]
+    return "\n".join("        " + ", ".join(texts[i : i + 8]) + "," for i in range(0, len(texts), 8))

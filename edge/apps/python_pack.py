@@ -16,7 +16,7 @@ _SHIPPED = {
     "signature": _EDGE / "signature.py",
     "preprocess": _EDGE / "preprocess.py",
     "affine": _EDGE / "calibration" / "affine.py",
-    "postprocess": _EDGE / "apps" / "postprocess.py",
+    "postprocess": _EDGE / "postprocess.py",
 }
 _RESULTS = {
     "classification": "list[Classification]",

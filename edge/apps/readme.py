@@ -34,6 +34,8 @@ def values_of(bundle: Bundle) -> dict[str, str | bool]:
         "SEGMENTATION": contract.postprocess.kind == "segmentation",
         "EMBEDDING": contract.postprocess.kind == "embedding",
         "RAW": contract.postprocess.kind == "raw",
+        "DECODED": bool(contract.postprocess.anchors),
+        "EXPONENTIAL": contract.postprocess.size_decoding == "exp",
     }
 
 

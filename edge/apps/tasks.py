@@ -136,7 +136,8 @@ def _detection(post: Postprocess, given: Mapping[str, Any], outputs: Sequence[Te
         post = _found_outputs(post, given, outputs)
     if min(post.boxes, post.scores) < 0:
         raise ConfigError(
-            f"A detection needs the outputs of boxes and scores; the model has {_listed(outputs)}.", hint=options.EXAMPLE
+            f"A detection needs the outputs of boxes and scores; the model has {_listed(outputs)}.",
+            hint=options.EXAMPLE,
         )
     shape = outputs[post.boxes].shape
     if post.boxes == post.scores:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edge.apps import naming
 from edge.apps.bundle import Bundle
-from edge.apps.literals import Syntax, double, post_values, tensor
+from edge.apps.literals import Syntax, double, post_values, rows_of, tensor
 from edge.apps.readme import values_of
 from edge.apps.render import render, template
 from edge.errors import ConfigError
@@ -40,6 +40,7 @@ def files(bundle: Bundle) -> dict[str, bytes]:
         "INPUTS": "\n".join(tensor(t, SYNTAX) for t in contract.inputs),
         "OUTPUTS": "\n".join(tensor(t, SYNTAX) for t in contract.outputs),
         "LABELS": "\n".join(f"  {naming.typescript(label)}," for label in contract.labels),
+        "ANCHORS": rows_of(contract.postprocess.anchors),
         "GOLDEN_VECTORS": str(contract.golden.vectors),
         "TOLERANCE_STEPS": str(tolerance.steps),
         "TOLERANCE_SHARE": double(tolerance.share),

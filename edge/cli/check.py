@@ -51,10 +51,7 @@ def check(
     min_delegated: options.MinDelegated = None,
     metric: Annotated[str | None, typer.Option(help="top1, top5, mae, ... or file.py:metric.")] = None,
     latency: Annotated[str, typer.Option(help="Latency profile: none, smoke, quick, standard.")] = "smoke",
-    runner: Annotated[
-        str,
-        typer.Option(help="Who runs it there: auto, python (the agent), native (compiled here), tools (of Android)."),
-    ] = "auto",
+    runner: options.Runner = "auto",
     baseline: Annotated[
         Path | None,
         typer.Option(

@@ -31,9 +31,13 @@ def export(
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="One label per line, in place of the artifact's.")] = None,
     postprocess: Annotated[
-        str, typer.Option(help="What becomes of the outputs: 'activation=softmax,top_k=3'.", metavar="KEY=VALUE,...")
+        str, typer.Option(help="What becomes of the outputs, over what edgekit.toml declares.", metavar="KEY=VALUE,...")
     ] = "",
-    licence: Annotated[str | None, typer.Option(help="Licence of the model, stated in the contract.")] = None,
+    author: Annotated[str | None, typer.Option(help="Author of the model, stated in contract and metadata.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the model, stated in contract and metadata.")] = None,
+    metadata: Annotated[
+        bool, typer.Option("--metadata/--no-metadata", help="Write TFLite or Core ML metadata into the packed model.")
+    ] = True,
     force: Annotated[bool, typer.Option("--force", help="Overwrite generated files that were edited.")] = False,
     json_: options.Json = False,
 ) -> int:
@@ -54,7 +58,9 @@ def export(
         name=name,
         labels=labels,
         postprocess=postprocess,
+        author=author,
         licence=licence,
+        metadata=metadata,
     )
     done = write(artifact, output, wanted, force=force)
     if json_:

@@ -63,6 +63,9 @@ Shape = Annotated[
         metavar="[INPUT=]N,...",
     ),
 ]
+Runner = Annotated[
+    str, typer.Option(help="Who runs it there: auto, python (the agent), native (compiled here), tools (of Android).")
+]
 
 
 def values(texts: list[str] | None) -> dict[str, float]:

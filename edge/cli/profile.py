@@ -30,6 +30,7 @@ def profile(
     kernels: Annotated[
         str | None, typer.Option(help="reference, builtin or xnnpack; default: as in production.")
     ] = None,
+    runner: options.Runner = "auto",
     cpus: options.Cpus = None,
     no_controls: options.NoControls = False,
     output: options.Results = Path("edgekit-profiles"),
@@ -46,6 +47,7 @@ def profile(
         per_op=per_op,
         threads=threads,
         kernels=kernels,
+        runner=runner,
         controls=not no_controls,
         cpus=options.cpu_numbers(cpus),
         output=output,

@@ -52,7 +52,7 @@ def report(
     opened = [artifact.read(path) for path in artifacts]
     if output is None:
         wanted = _known("json" if json_ else form or "markdown")
-        sys.stdout.write(_renderers()[wanted](judged(opened)))
+        sys.stdout.write(rendered(opened, [wanted])[0])
         return 0
     save(opened, [output], form)
     return 0
@@ -64,11 +64,22 @@ def save(artifacts: Sequence[Artifact], paths: Sequence[Path], form: str | None 
     from edge.artifact import translating_os_errors
 
     forms = {path: form_of(path, form) for path in paths}
-    found = judged(artifacts)
-    for path, wanted in forms.items():
+    texts = rendered(artifacts, list(forms.values()))
+    for path, text in zip(forms, texts, strict=True):
         with translating_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            codec.write_atomically(path, _renderers()[wanted](found))
+            codec.write_atomically(path, text)
+
+
+def rendered(artifacts: Sequence[Artifact], forms: Sequence[str]) -> list[str]:
+    """Return a report of the artifacts in each form. Raises ArtifactError for manifests with strange content."""
+    from edge.artifact import interprets
+
+    def render(artifacts: Sequence[Artifact]) -> list[str]:
+        found = judged(artifacts)
+        return [_renderers()[form](found) for form in forms]
+
+    return interprets(render)(artifacts)
 
 
 def ready(reports: Sequence[Path], mlflow: str | None) -> None:

@@ -26,7 +26,7 @@ def named() -> Mapping[str, Mapping[str, Any]]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is no TOML: {error}.") from error
     if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
         raise ConfigError(f'{path}: {", ".join(wrong)} must be a table, such as [bench-pi] with device = "ssh://...".')

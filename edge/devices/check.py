@@ -92,8 +92,6 @@ def check_on_device(  # noqa: PLR0913 - the options of a command
     opened = artifacts.read(path)
     program = _program(opened, kernels, threads)
     progress(f"asking {device.spec} what it is", None)
-    # An entry of devices.toml may say who runs programs there.
-    runner = device.spec.options.get("runner", "auto") if runner == "auto" else runner
     agent, facts = runners.choose(device, program.runtime, runner=runner, delegate=program.delegate, progress=progress)
     emulated = facts.emulated or device.mode == "emulated"
     record: dict[str, Any] = {

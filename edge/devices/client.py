@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from edge import codec
 from edge.devices.base import Completed, Device, DeviceFacts
 from edge.devices.programs import DeviceProgram
-from edge.errors import DeviceError
+from edge.errors import DeviceError, blaming
 from edge.measure.environment import Environment
 from edge.measure.latency import Timing
 from edge.measure.latency_record import Profile
@@ -63,10 +64,20 @@ class Agent:
         answer = _answer(done, number)
         if answer is None:
             raise self._silence(done)
-        if not answer.get("ok"):
-            raise self.refusal(answer.get("error") or {})
-        result: dict[str, Any] = answer["result"]
-        return result
+        with self.sensible():
+            if not answer.get("ok"):
+                raise self.refusal(answer.get("error") or {})
+            result: dict[str, Any] = answer["result"]
+            result.keys()
+            return result
+
+    def sensible(self) -> contextlib.AbstractContextManager[None]:
+        """Make what strange answers lead to a DeviceError: the device's words and files are content from outside."""
+        return blaming(
+            DeviceError,
+            f"{self.device.spec} gave an answer that edgekit does not understand",
+            hint="Is the device the one you mean, and does nothing else use its working folder?",
+        )
 
     def _command(self) -> list[str]:
         return [self.device.python, "-B", self.device.push(AGENT)]
@@ -94,7 +105,8 @@ class Agent:
 
     def facts(self) -> DeviceFacts:
         """Return what the device is."""
-        return codec.from_json(DeviceFacts, self.ask("hello", timeout_s=60.0))
+        with self.sensible():
+            return codec.from_json(DeviceFacts, self.ask("hello", timeout_s=60.0))
 
     def run(self, program: DeviceProgram, samples: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
         """Yield the outputs by name of each sample (program dtypes, batch included), pushed and run in chunks."""
@@ -115,11 +127,12 @@ class Agent:
             self.device.forget(sent)
             self.device.pull(wanted, found)
             self.device.forget(wanted)
-            with np.load(found, allow_pickle=False) as data:
+            with self.sensible(), np.load(found, allow_pickle=False) as data:
                 arrays = [data[str(i)] for i in range(len(program.signature.outputs))]
         names = [t.name for t in program.signature.outputs]
-        for index in range(len(chunk)):
-            yield {name: array[index] for name, array in zip(names, arrays, strict=True)}
+        with self.sensible():
+            rows = [{n: array[i] for n, array in zip(names, arrays, strict=True)} for i in range(len(chunk))]
+        yield from rows
 
     def measure(
         self, program: DeviceProgram, sample: Mapping[str, Array], profile: Profile
@@ -133,9 +146,15 @@ class Agent:
             local = Path(place) / "samples.npz"
             self.device.pull(wanted, local)
             self.device.forget(wanted)
-            with np.load(local, allow_pickle=False) as data:
+            with self.sensible(), np.load(local, allow_pickle=False) as data:
                 durations, starts = data["durations"], data["starts"]
-        return timing_of(told, durations, starts), float(told["load_ms"]), float(told["first_ms"])
+        return self._measured(told, durations, starts)
+
+    def _measured(
+        self, told: Mapping[str, Any], durations: NDArray[np.int64], starts: NDArray[np.int64]
+    ) -> tuple[Timing, float, float]:
+        with self.sensible():
+            return timing_of(told, durations, starts), float(told["load_ms"]), float(told["first_ms"])
 
     def memory(self, program: DeviceProgram, sample: Mapping[str, Array]) -> dict[str, int]:
         """Return the peak resident size in KiB: before loading, after loading, after one run."""
@@ -180,7 +199,7 @@ def _answer(done: Completed, number: int) -> dict[str, Any] | None:
         if line.startswith('{"edgekit"'):
             try:
                 found: dict[str, Any] = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if found.get("id") == number and found.get("edgekit") == PROTOCOL:
                 return found

@@ -29,7 +29,7 @@ from edge.errors import DeviceError, MissingPackageError, ToolError
 from edge.isolate import Progress, no_progress
 
 _HERE = Path(__file__).parent
-_HEADER = _HERE / "native_runner.hpp"
+_HEADERS = (_HERE / "native_machine.hpp", _HERE / "native_runner.hpp")
 _C_LIBRARIES = (
     "libc.so.6",
     "libm.so.6",
@@ -179,7 +179,7 @@ def _version(wanted: Runtime, target: Machine) -> str:
 
 def _key(wanted: Runtime, target: Machine, compiler: str, release: str) -> str:
     told = _told_by(compiler, "-dumpfullversion", "-dumpmachine")
-    parts = [_HEADER.read_bytes(), wanted.source.read_bytes(), repr(wanted).encode(), told.encode()]
+    parts = [*(h.read_bytes() for h in _HEADERS), wanted.source.read_bytes(), repr(wanted).encode(), told.encode()]
     digest = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     return f"{wanted.package}-{release}-{target.name}-{digest}"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ from numpy.typing import NDArray
 from edge import codec
 from edge.devices import native
 from edge.devices.base import Completed, Device, DeviceFacts
-from edge.devices.client import RUN_TIMEOUT_S, Agent, signal_name, timing_of
+from edge.devices.client import RUN_TIMEOUT_S, Agent, signal_name
 from edge.devices.programs import DeviceProgram
 from edge.errors import DeviceError
 from edge.isolate import Progress, no_progress
 from edge.measure.latency import Timing
-from edge.measure.latency_record import Profile
+from edge.measure.latency_record import Profile, WarmUp
 from edge.signature import TensorSpec
 
 Array = NDArray[np.generic]
@@ -63,10 +65,12 @@ class NativeAgent(Agent):
         answer = _answer(done)
         if answer is None:
             raise self._died(done)
-        if not answer["ok"]:
-            raise self.refusal({**answer["error"], "tail": done.error_text})
-        result: dict[str, Any] = answer["result"]
-        return result
+        with self.sensible():
+            if not answer["ok"]:
+                raise self.refusal({**answer["error"], "tail": done.error_text})
+            result: dict[str, Any] = answer["result"]
+            result.keys()
+            return result
 
     def _died(self, done: Completed) -> DeviceError:
         words = done.error_text
@@ -83,9 +87,9 @@ class NativeAgent(Agent):
     def facts(self) -> DeviceFacts:
         """Return what the device is; its runtime is the one that was sent, and it has no Python that is used."""
         package = native.RUNTIMES[_runtime_of(self._bundle)].package
-        return codec.from_json(
-            DeviceFacts, {**self.ask("hello", timeout_s=60.0), "runtimes": {package: self._bundle.version}}
-        )
+        told = {**self.ask("hello", timeout_s=60.0), "runtimes": {package: self._bundle.version}}
+        with self.sensible():
+            return codec.from_json(DeviceFacts, told)
 
     def _run_chunk(
         self, program: DeviceProgram, remote: str, chunk: Sequence[Mapping[str, Array]]
@@ -96,7 +100,9 @@ class NativeAgent(Agent):
             told = self.ask("run", timeout_s=RUN_TIMEOUT_S, outputs=wanted, samples=len(chunk), **fields)
             self._forget(fields["inputs"])
             content = self._pull(wanted, Path(place))
-        yield from _outputs(program.signature.outputs, told["shapes"], content, len(chunk))
+        with self.sensible():
+            rows = list(_outputs(program.signature.outputs, told["shapes"], content, len(chunk)))
+        yield from rows
 
     def _fields(self, program: DeviceProgram, chunk: Sequence[Mapping[str, Array]], place: Path) -> dict[str, Any]:
         """Return the fields that name a program and its samples."""
@@ -148,16 +154,39 @@ class NativeAgent(Agent):
                 seconds=profile.seconds,
                 max_seconds=profile.max_seconds,
                 cooldown_s=profile.cooldown_s,
-                warm_runs=rule.runs,
-                warm_seconds=rule.seconds,
-                warm_cap_s=rule.cap_s,
-                warm_window=rule.window,
-                warm_tolerance=rule.tolerance,
+                **_warm_up(rule),
                 **self._fields(program, [sample], Path(place)),
             )
-            times = np.frombuffer(self._pull(wanted, Path(place)), "<i8")
-        durations, starts = np.split(times.astype(np.int64), 2)
-        return timing_of(told, durations, starts), float(told["load_ms"]), float(told["first_ms"])
+            content = self._pull(wanted, Path(place))
+        with self.sensible():
+            durations, starts = np.split(np.frombuffer(content, "<i8").astype(np.int64), 2)
+        return self._measured(told, durations, starts)
+
+    def blocks(
+        self,
+        programs: Sequence[DeviceProgram],
+        samples: Sequence[Mapping[str, Array]],
+        *,
+        seed: int,
+        groups: int,
+        block_s: float,
+        controls: Mapping[str, Any],
+    ) -> tuple[NDArray[np.int64], dict[str, Any]]:
+        """Run two programs in alternating blocks, as Stopwatch.blocks does; the runner sets no controls."""
+        refuse_controls(controls)
+        chance = random.Random(seed)  # noqa: S311 - an order, not a secret
+        fields: dict[str, Any] = {"loads": chance.randrange(2), "block_s": block_s}
+        fields["firsts"] = ",".join(str(chance.randrange(2)) for _ in range(groups))
+        with tempfile.TemporaryDirectory(prefix="edgekit-chunk-") as place:
+            for side, (program, sample) in enumerate(zip(programs, samples, strict=True)):
+                own = Path(place) / str(side)
+                own.mkdir()
+                fields |= {f"{side}.{key}": value for key, value in self._fields(program, [sample], own).items()}
+            wanted = f"samples-{next(self._numbers)}.bin"
+            fields |= _warm_up(WarmUp(seconds=0.05, cap_s=5.0))
+            told = self.ask("blocks", timeout_s=RUN_TIMEOUT_S, samples=wanted, **fields)
+            rows = np.frombuffer(self._pull(wanted, Path(place)), "<i8").astype(np.int64)
+        return rows.reshape(-1, 5), told
 
     def memory(self, program: DeviceProgram, sample: Mapping[str, Array]) -> dict[str, int]:
         """Return the peak resident size in KiB: before loading, after loading, after one run."""
@@ -168,6 +197,19 @@ class NativeAgent(Agent):
         """Run `runs` times between marks, for a plug-in of the emulator."""
         with tempfile.TemporaryDirectory(prefix="edgekit-chunk-") as place:
             self.ask("count", timeout_s=RUN_TIMEOUT_S, runs=runs, **self._fields(program, [sample], Path(place)))
+
+
+def refuse_controls(controls: Mapping[str, Any]) -> None:
+    """Raise DeviceError for processors to run on, which the runner cannot be told."""
+    if controls.get("cpus"):
+        raise DeviceError(
+            "The native runner runs on all processors of the device; it takes no --cpus.",
+            hint="Leave --cpus away, or use --runner python with Python, numpy and the runtime there.",
+        )
+
+
+def _warm_up(rule: WarmUp) -> dict[str, Any]:
+    return {f"warm_{key}": value for key, value in asdict(rule).items()}
 
 
 def _machine(device: Device) -> str:
@@ -188,7 +230,7 @@ def _answer(done: Completed) -> dict[str, Any] | None:
         if line.startswith('{"edgekit-native"'):
             try:
                 found: dict[str, Any] = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             return found
     return None

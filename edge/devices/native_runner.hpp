@@ -1,17 +1,15 @@
 // Runs a program where there is no Python: the operations of agent.py as a command.
 //
-//   runner OPERATION key=value...     operations: hello, run, measure, memory, count
+//   runner OPERATION key=value...     operations: hello, run, measure, blocks, memory, count
 //
 // It writes one line to stdout: {"edgekit-native": 1, "ok": true, "result": {...}}, or "ok": false and "error" with
 // "kind" and "message". Tensors travel as raw bytes: a file of inputs holds sample after sample, and in each of them the
 // inputs in the order of the request; outputs likewise. A runtime that crashes ends the process, which the host sees.
 #pragma once
 
-#include <glob.h>
-#include <sched.h>
+#include "native_machine.hpp"
+
 #include <sys/resource.h>
-#include <sys/statvfs.h>
-#include <sys/utsname.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -98,208 +96,6 @@ class Request {
 
 // Each runtime defines this.
 std::unique_ptr<Program> open_program(const Request &request);
-
-// ---- JSON ----
-
-inline std::string quoted(const std::string &text)
-{
-    std::string made = "\"";
-    for (unsigned char c : text) {
-        char escaped[8];
-        if (c == '"' || c == '\\')
-            made += '\\', made += static_cast<char>(c);
-        else if (c < 0x20 || c >= 0x7f)  // bytes of other encodings become single code points: always valid JSON
-            std::snprintf(escaped, sizeof escaped, "\\u%04x", c), made += escaped;
-        else
-            made += static_cast<char>(c);
-    }
-    return made + '"';
-}
-
-template <class T> std::string joined(const T &values)
-{
-    std::string made;
-    for (const auto &value : values)
-        made += (made.empty() ? "" : ", ") + std::to_string(value);
-    return "[" + made + "]";
-}
-
-inline std::string or_null(const std::string &text) { return text.empty() ? "null" : quoted(text); }
-
-// ---- the machine ----
-
-inline std::string content(const std::string &path)
-{
-    std::ifstream file(path, std::ios::binary);
-    std::string text((std::istreambuf_iterator<char>(file)), {});
-    while (!text.empty() && (text.back() == '\0' || text.back() == '\n' || text.back() == ' '))
-        text.pop_back();
-    return text;
-}
-
-inline std::string field(const std::string &text, const std::string &name, char separator = ':')
-{
-    std::stringstream lines(text);
-    for (std::string line; std::getline(lines, line);) {
-        size_t at = line.find(separator);
-        if (at == std::string::npos || line.compare(0, name.size(), name) != 0)
-            continue;
-        if (line.find_first_not_of(" \t", name.size()) != at)
-            continue;
-        size_t begin = line.find_first_not_of(" \t\"", at + 1);
-        size_t end = line.find_last_not_of(" \t\"");
-        return begin == std::string::npos ? "" : line.substr(begin, end - begin + 1);
-    }
-    return "";
-}
-
-inline std::string integer(const std::string &path)
-{
-    std::string text = content(path);
-    bool fine = !text.empty() && text.find_first_not_of("0123456789", text[0] == '-') == std::string::npos;
-    return fine && text != "-" ? text : "null";
-}
-
-inline std::vector<std::string> matching(const char *pattern)
-{
-    glob_t found{};
-    std::vector<std::string> paths;
-    if (glob(pattern, 0, nullptr, &found) == 0)
-        paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-    globfree(&found);
-    return paths;
-}
-
-inline std::string base_name(const std::string &path) { return path.substr(path.rfind('/') + 1); }
-
-inline std::string model_name()
-{
-    std::string name = content("/proc/device-tree/model"), cpu = content("/proc/cpuinfo");
-    if (name.empty())
-        name = content("/sys/firmware/devicetree/base/model");
-    if (name.empty())
-        name = field(cpu, "model name");
-    return name.empty() ? field(cpu, "Hardware") : name;
-}
-
-inline std::string throttled()
-{
-    std::string text = content("/sys/devices/platform/soc/soc:firmware/get_throttled");
-    if (text.empty() && std::getenv("PATH")) {
-        FILE *tool = popen("vcgencmd get_throttled 2>/dev/null", "r");
-        char line[128] = "";
-        if (tool && std::fgets(line, sizeof line, tool))
-            text = line;
-        if (tool)
-            pclose(tool);
-    }
-    size_t at = text.rfind("0x") == std::string::npos ? 0 : text.rfind("0x") + 2;
-    char *end = nullptr;
-    unsigned long value = std::strtoul(text.c_str() + at, &end, 16);
-    return end == text.c_str() + at ? "null" : std::to_string(value);
-}
-
-inline std::string frequencies()
-{
-    std::string made;
-    for (const auto &folder : matching("/sys/devices/system/cpu/cpufreq/policy*")) {
-        made += made.empty() ? "" : ", ";
-        made += "{\"name\": " + quoted(base_name(folder)) +
-                ", \"governor\": " + or_null(content(folder + "/scaling_governor")) +
-                ", \"current_khz\": " + integer(folder + "/scaling_cur_freq") +
-                ", \"min_khz\": " + integer(folder + "/scaling_min_freq") +
-                ", \"max_khz\": " + integer(folder + "/scaling_max_freq") + "}";
-    }
-    return "[" + made + "]";
-}
-
-inline std::string temperatures()
-{
-    std::string made;
-    for (const auto &zone : matching("/sys/class/thermal/thermal_zone*")) {
-        std::string value = integer(zone + "/temp"), type = content(zone + "/type");
-        if (value == "null")
-            continue;
-        made += made.empty() ? "" : ", ";
-        made += quoted(base_name(zone) + (type.empty() ? "" : ":" + type)) + ": " +
-                std::to_string(std::strtod(value.c_str(), nullptr) / 1000.0);
-    }
-    return "{" + made + "}";
-}
-
-inline std::string processor_seconds()
-{
-    std::string name;
-    std::stringstream line(content("/proc/stat"));
-    std::vector<double> ticks;
-    line >> name;
-    for (double value; ticks.size() < 8 && line >> value;)
-        ticks.push_back(value / static_cast<double>(sysconf(_SC_CLK_TCK)));
-    if (name != "cpu" || ticks.size() < 8)
-        return "\"busy_s\": null, \"steal_s\": null";
-    return "\"busy_s\": " + std::to_string(ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) +
-           ", \"steal_s\": " + std::to_string(ticks[7]);
-}
-
-inline std::string identity()
-{
-    utsname system{};
-    uname(&system);
-    return "\"machine\": " + quoted(system.machine) +
-           ", \"kernel\": " + quoted(std::string(system.sysname) + " " + system.release) +
-           ", \"cpus\": " + std::to_string(std::max(1L, sysconf(_SC_NPROCESSORS_CONF)));
-}
-
-inline std::string environment()
-{
-    cpu_set_t set;
-    std::vector<int> cores;
-    if (sched_getaffinity(0, sizeof set, &set) == 0)
-        for (int core = 0; core < CPU_SETSIZE; core++)
-            if (CPU_ISSET(core, &set))
-                cores.push_back(core);
-    double load = 0;
-    rusage own{}, ended{};
-    getrusage(RUSAGE_SELF, &own), getrusage(RUSAGE_CHILDREN, &ended);
-    auto seconds = [](const timeval &t) { return static_cast<double>(t.tv_sec) + t.tv_usec / 1e6; };
-    bool known = getloadavg(&load, 1) == 1;
-    return "{\"cpu_model\": " + or_null(model_name()) + ", " + identity() + ", \"affinity\": " + joined(cores) +
-           ", \"frequencies\": " + frequencies() + ", \"load_average\": " + (known ? std::to_string(load) : "null") +
-           ", \"temperatures_c\": " + temperatures() + ", \"throttled\": " + throttled() + ", " +
-           processor_seconds() + ", \"own_s\": " +
-           std::to_string(seconds(own.ru_utime) + seconds(own.ru_stime) + seconds(ended.ru_utime) +
-                          seconds(ended.ru_stime)) +
-           "}";
-}
-
-inline std::string hello()
-{
-    std::string cpu = content("/proc/cpuinfo"), features;
-    std::stringstream words(field(cpu, "Features"));
-    for (std::string word; words >> word;)
-        features += (features.empty() ? "" : ", ") + quoted(word);
-    unsigned long long kilobytes = std::strtoull(field(content("/proc/meminfo"), "MemTotal").c_str(), nullptr, 10);
-    struct statvfs disk {};
-    bool known = statvfs(".", &disk) == 0;
-    return "{\"model\": " + or_null(model_name()) + ", " + identity() +
-           ", \"system\": " + quoted(field(content("/etc/os-release"), "PRETTY_NAME", '=')) +
-           ", \"cpu_part\": " + or_null(field(cpu, "CPU part")) + ", \"cpu_features\": [" + features +
-           "], \"memory_bytes\": " + (kilobytes ? std::to_string(kilobytes * 1024) : "null") +
-           ", \"free_disk_bytes\": " +
-           (known ? std::to_string(static_cast<unsigned long long>(disk.f_bavail) * disk.f_frsize) : "null") +
-           ", \"page_bytes\": " + std::to_string(sysconf(_SC_PAGESIZE)) +
-           ", \"emulated\": " + (content("/etc/edgekit-emulator").empty() ? "false" : "true") + "}";
-}
-
-// Not ru_maxrss: that counts the process which started this one too, from before its exec.
-inline long peak_kib() { return std::strtol(field(content("/proc/self/status"), "VmHWM").c_str(), nullptr, 10); }
-
-inline int64_t now_ns()
-{
-    timespec t{};
-    clock_gettime(CLOCK_MONOTONIC_RAW, &t);  // no time service slews it
-    return int64_t{t.tv_sec} * 1000000000 + t.tv_nsec;
-}
 
 // ---- samples ----
 
@@ -454,6 +250,28 @@ template <class F> Timed timed_loop(F once, const Request &request)
     return timed;
 }
 
+struct Warmed {
+    size_t runs;
+    bool stable;
+};
+
+// Runs until the rule of the request holds or its cap is reached.
+template <class F> Warmed warm_up(F once, const Request &request)
+{
+    std::vector<double> durations;
+    for (int64_t begin = now_ns();;) {
+        int64_t start = now_ns();
+        once();
+        int64_t end = now_ns();
+        durations.push_back(static_cast<double>(end - start));
+        double elapsed = static_cast<double>(end - begin) / 1e9;
+        bool stable = is_stable(durations, request.count("warm_window"), request.number("warm_tolerance"));
+        bool enough = durations.size() >= request.count("warm_runs") && elapsed >= request.number("warm_seconds");
+        if ((enough && stable) || elapsed >= request.number("warm_cap_s"))
+            return {durations.size(), stable};
+    }
+}
+
 inline std::string measure(const Request &request)
 {
     int64_t started = now_ns();
@@ -473,19 +291,7 @@ inline std::string measure(const Request &request)
         int64_t a = now_ns();
         overheads.push_back(now_ns() - a);
     }
-    std::vector<double> durations;
-    bool stable = false;
-    for (int64_t begin = now_ns();;) {
-        int64_t start = now_ns();
-        once();
-        int64_t end = now_ns();
-        durations.push_back(static_cast<double>(end - start));
-        double elapsed = static_cast<double>(end - begin) / 1e9;
-        stable = is_stable(durations, request.count("warm_window"), request.number("warm_tolerance"));
-        bool enough = durations.size() >= request.count("warm_runs") && elapsed >= request.number("warm_seconds");
-        if ((enough && stable) || elapsed >= request.number("warm_cap_s"))
-            break;
-    }
+    Warmed warmed = warm_up(once, request);
     std::string before = environment();
     Timed timed = timed_loop(once, request);
     std::string after = environment();
@@ -494,11 +300,95 @@ inline std::string measure(const Request &request)
     write_all(file, timed.starts.data(), timed.starts.size() * sizeof(int64_t));
     close_all(file);
     return "{\"load_ms\": " + milliseconds(started, loaded) + ", \"first_ms\": " + milliseconds(loaded, first) +
-           ", \"warm_up_runs\": " + std::to_string(durations.size()) +
-           ", \"warm_up_stable\": " + (stable ? "true" : "false") +
+           ", \"warm_up_runs\": " + std::to_string(warmed.runs) +
+           ", \"warm_up_stable\": " + (warmed.stable ? "true" : "false") +
            ", \"timer_overhead_ns\": " + std::to_string(median(overheads)) +
            ", \"clock\": \"CLOCK_MONOTONIC_RAW\", \"runs\": " + std::to_string(timed.runs) +
            ", \"duration_s\": " + std::to_string(timed.seconds) + ", \"before\": " + before + ", \"after\": " + after + "}";
+}
+
+// ---- a comparison ----
+
+// One of two programs that take turns; its fields in the request have `prefix` in front.
+class Side {
+  public:
+    Side(const Request &whole, const std::string &prefix)
+    {
+        for (const auto &[key, value] : whole.fields)
+            if (key.compare(0, prefix.size(), prefix) == 0)
+                request_.fields[key.substr(prefix.size())] = value;
+        program_ = open_program(request_);
+        samples_ = std::make_unique<Samples>(*program_, request_);
+        samples_->next();
+        once();
+    }
+    void once() { samples_->feed(), program_->invoke(), read_back(*program_); }
+
+  private:
+    Request request_;
+    std::unique_ptr<Program> program_;
+    std::unique_ptr<Samples> samples_;
+};
+
+// Warms a program up and returns how many of its runs fill a block.
+inline size_t block_runs(Side &side, const Request &request)
+{
+    warm_up([&] { side.once(); }, request);
+    std::vector<double> times;
+    for (int i = 0; i < 9; i++) {
+        int64_t start = now_ns();
+        side.once();
+        times.push_back(static_cast<double>(now_ns() - start));
+    }
+    double fill = request.number("block_s") * 1e9 / std::max(1.0, median(times));
+    return std::max(size_t{2}, static_cast<size_t>(fill + 0.5));
+}
+
+// How often the system has taken a processor from this process to give it to another.
+inline int64_t preemptions()
+{
+    rusage own{};
+    getrusage(RUSAGE_SELF, &own);
+    return own.ru_nivcsw;
+}
+
+// Groups of four blocks, A B B A or B A A B: `firsts` names the side that each group begins with, `loads` the side that
+// is loaded first. Rows of (group, place, side, nanoseconds, preemptions) go to the file `samples`, as agents write them.
+inline std::string blocks(const Request &request)
+{
+    const std::vector<long> firsts = request.integers("firsts");
+    const size_t order[] = {request.count("loads") % 2, 1 - request.count("loads") % 2};
+    std::unique_ptr<Side> sides[2];
+    size_t runs[2];
+    for (size_t side : order)
+        sides[side] = std::make_unique<Side>(request, std::to_string(side) + ".");
+    for (size_t side : order)
+        runs[side] = block_runs(*sides[side], request);
+    std::string before = environment();
+    std::vector<int64_t> rows;
+    for (size_t group = 0; group < firsts.size(); group++) {
+        for (size_t place = 0; place < 4; place++) {
+            const size_t side = (static_cast<size_t>(firsts[group]) + (place == 1 || place == 2)) % 2;
+            sides[side]->once();  // the other program has left the caches to itself
+            // Runs from which the system took the processor do not count; they are made up for, within limits.
+            for (size_t quiet = 0, made = 0; quiet < runs[side] && made < 3 * runs[side]; made++) {
+                int64_t lost = preemptions(), start = now_ns();
+                sides[side]->once();
+                int64_t taken = now_ns() - start;
+                lost = preemptions() - lost;
+                for (int64_t value : {static_cast<int64_t>(group), static_cast<int64_t>(place),
+                                      static_cast<int64_t>(side), taken, lost})
+                    rows.push_back(value);
+                quiet += lost == 0;
+            }
+        }
+    }
+    std::string after = environment();
+    std::ofstream file(request.text("samples"), std::ios::binary);
+    write_all(file, rows.data(), rows.size() * sizeof(int64_t));
+    close_all(file);
+    return "{\"before\": " + before + ", \"after\": " + after + ", \"runs\": [" + std::to_string(runs[0]) + ", " +
+           std::to_string(runs[1]) + "]}";
 }
 
 inline std::string memory(const Request &request)
@@ -536,11 +426,13 @@ inline std::string perform(const std::string &operation, const Request &request)
         return run(request);
     if (operation == "measure")
         return measure(request);
+    if (operation == "blocks")
+        return blocks(request);
     if (operation == "memory")
         return memory(request);
     if (operation == "count")
         return count(request);
-    throw Failure{"request", "operation " + operation + " is unknown; accepted: hello, run, measure, memory, count"};
+    throw Failure{"request", "operation " + operation + " is unknown; accepted: hello, run, measure, blocks, memory, count"};
 }
 
 inline int answer(bool fine, const std::string &key, const std::string &value)

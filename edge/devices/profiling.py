@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from edge import artifact as artifacts
 from edge import codec
 from edge.artifact import Artifact
-from edge.devices.base import Device
+from edge.devices import runners
+from edge.devices.base import Device, DeviceFacts
+from edge.devices.client import Agent
+from edge.devices.native_agent import NativeAgent, refuse_controls
 from edge.devices.programs import DeviceProgram, describe
 from edge.devices.stopwatch_client import Sample, Stopwatch
+from edge.devices.tools_agent import ToolsAgent
 from edge.errors import ArtifactError, DeviceError, EdgekitError
 from edge.findings import Finding
 from edge.isolate import Progress, no_progress
@@ -60,6 +64,7 @@ class Settings:
     kernels: str = "xnnpack"
     per_op: bool = False
     controls: Mapping[str, Any] = field(default_factory=dict)
+    runner: str = "auto"
 
 
 def subject(path: Path, settings: Settings, *, compiled: bool = False) -> Subject:
@@ -93,14 +98,14 @@ def profile_on_device(
 
     Keys: those of edge.report.timing.ProfileRecord from `device` on. Raises DeviceError.
     """
-    agent = Stopwatch(device)
     progress(f"asking {device.spec} what it is", None)
-    facts = agent.facts()
+    agent, facts = _chosen(subject, device, settings.runner, progress)
     emulated = facts.emulated or device.mode == "emulated"
     findings: list[Finding] = []
     record: dict[str, Any] = {
         "device": device.spec.name or str(device.spec),
         "mode": "emulated" if emulated else "measured",
+        "runner": agent.runner,
         "facts": codec.to_json(facts),
         "profile": settings.profile,
         "threads": settings.threads,
@@ -111,11 +116,59 @@ def profile_on_device(
         record |= _emulated(agent, subject, settings, findings, progress)
     else:
         findings += [_FOREIGN_TIMES] if emulated else []
-        measured, samples = _measured(agent, subject, settings, record["mode"], progress)
+        if isinstance(agent, NativeAgent):
+            measured, samples = _measured_natively(agent, subject, settings, record["mode"], progress)
+            findings += _not_told(settings)
+        else:
+            stopwatch = Stopwatch(device)
+            measured, samples = _measured(stopwatch, subject, settings, record["mode"], progress)
+            measured["operators"] = _operators(stopwatch, subject, settings, findings, progress)
         record |= measured
-        record["operators"] = _operators(agent, subject, settings, findings, progress)
     record["findings"] = [codec.to_json(f) for f in findings]
     return record, samples
+
+
+def _chosen(subject: Subject, device: Device, runner: str, progress: Progress) -> tuple[Agent, DeviceFacts]:
+    """Return who runs the program there; raise DeviceError for programs that tell statistics of their own only."""
+    program = subject.program
+    agent, facts = runners.choose(device, program.runtime, runner=runner, delegate=program.delegate, progress=progress)
+    if isinstance(agent, ToolsAgent):
+        raise DeviceError(
+            f"{agent.tool} on {device.spec} tells no single times, which profile and compare need.",
+            hint="Use --runner native, or `edgekit check --device`, which reports what the tool tells.",
+        )
+    return agent, facts
+
+
+def _measured_natively(
+    agent: NativeAgent, subject: Subject, settings: Settings, mode: Mode, progress: Progress
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Time the program without Python on the device: latency with its verdict, and memory."""
+    refuse_controls(settings.controls)
+    program, wanted = subject.program, PROFILES[settings.profile]
+    progress(f"measuring latency on {agent.device.spec} ({settings.profile}, {wanted.seconds:g} s or more)", None)
+    timing, load_ms, first_ms = agent.measure(program, subject.sample, wanted)
+    setting = Setting(mode=mode, threads=program.threads, kernels=program.kernels, load_ms=load_ms, first_ms=first_ms)
+    latency = summarize(timing, wanted, setting)
+    record: dict[str, Any] = dict.fromkeys(("cold", "spans", "energy", "instructions", "operators"))
+    record |= {
+        "latency": checking.flat_latency(latency),
+        "windows": [asdict(w) for w in latency.windows],
+        "trace": [],
+        "memory": agent.memory(program, subject.sample),
+        "controls": [],
+    }
+    return record, timing.samples_ns
+
+
+def _not_told(settings: Settings) -> list[Finding]:
+    text = "Timed by the native runner, which tells latency and memory. Cold start, energy, the state over time and "
+    text += "the governor's control need Python, numpy and the runtime there."
+    found = [Finding(rule="NATIVE_RUNNER", severity="info", message=text)]
+    if settings.per_op:
+        text = "The native runner does not tell the time per operator."
+        found.append(Finding(rule="NO_OPERATOR_TIMES", severity="warning", message=text, fix="Use --runner python."))
+    return found
 
 
 def _measured(
@@ -156,7 +209,7 @@ def _judged(latency: Latency, readings: Sequence[trace.Reading]) -> Latency:
 
 
 def _emulated(
-    agent: Stopwatch, subject: Subject, settings: Settings, findings: list[Finding], progress: Progress
+    agent: Agent, subject: Subject, settings: Settings, findings: list[Finding], progress: Progress
 ) -> dict[str, Any]:
     """Count instructions and read the memory: an emulator's times are those of this host."""
     findings.append(
@@ -175,22 +228,22 @@ def _emulated(
     empty: dict[str, Any] = dict.fromkeys(("latency", "cold", "spans", "energy", "operators"))
     counted = None
     try:
-        counted = counted_instructions(subject, agent.device, progress)
+        counted = counted_instructions(subject, agent, progress)
     except EdgekitError as error:
         findings.append(Finding(rule="NOT_COUNTED", severity="info", message=error.message, fix=error.hint))
     return {**empty, "windows": [], "trace": [], "controls": [], "memory": memory, "instructions": counted}
 
 
-def counted_instructions(subject: Subject, device: Device, progress: Progress) -> dict[str, Any]:
+def counted_instructions(subject: Subject, agent: Agent, progress: Progress) -> dict[str, Any]:
     """Return the instructions of one inference; raise DeviceError for what is no emulated board of this host."""
     from edge.devices import instructions
 
-    if device.spec.kind != "emulator":
-        raise DeviceError(
-            f"Instructions cannot be counted on {device.spec}.", hint="They are on an emulator:NAME device."
-        )
+    board = agent.device.spec
+    if board.kind != "emulator":
+        raise DeviceError(f"Instructions cannot be counted on {board}.", hint="They are on an emulator:NAME device.")
     progress("counting instructions", None)
-    return asdict(instructions.count_instructions(subject.program, subject.sample, device.spec.address))
+    program, sample = subject.program, subject.sample
+    return asdict(instructions.count_instructions(program, sample, board.address, runner=agent.runner))
 
 
 def _operators(
@@ -257,6 +310,7 @@ def compare_on_device(
     *,
     threshold: float = comparison.DEFAULT_THRESHOLD,
     controls: Mapping[str, Any] | None = None,
+    runner: str = "auto",
     looks: Sequence[int] = LOOKS,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, Any], NDArray[np.int64] | None]:
@@ -265,13 +319,14 @@ def compare_on_device(
     Keys: those of edge.report.timing.ComparisonRecord from `device` on. On an emulated board the ratio is that of the
     instructions, which is exact. Raises DeviceError.
     """
-    agent = Stopwatch(device)
-    facts = agent.facts()
+    sides = (reference, candidate)
+    agents, facts = _chosen_for_both(sides, device, runner, progress)
     if device.spec.kind == "emulator":
-        counts = [counted_instructions(s, device, progress) for s in (reference, candidate)]
-        return _by_instructions(device, counts, threshold), None
-    found, rows, why = _launches(agent, (reference, candidate), threshold, controls or {}, looks, progress)
+        counts = [counted_instructions(s, agent, progress) for s, agent in zip(sides, agents, strict=True)]
+        return _by_instructions(device, counts, threshold) | {"runner": _names(agents)}, None
+    found, rows, why = _launches(_one_for_both(agents), sides, threshold, controls or {}, looks, progress)
     record = {
+        "runner": _names(agents),
         "device": device.spec.name or str(device.spec),
         "mode": "emulated" if facts.emulated else "measured",
         "unit": "ms",
@@ -281,8 +336,34 @@ def compare_on_device(
     return record, rows
 
 
+def _chosen_for_both(
+    sides: Sequence[Subject], device: Device, runner: str, progress: Progress
+) -> tuple[list[Agent], DeviceFacts]:
+    """Return who runs each of two programs there, one and the same for one runtime, and what the device is."""
+    first, facts = _chosen(sides[0], device, runner, progress)
+    same = sides[1].program.runtime == sides[0].program.runtime
+    return [first, first if same else _chosen(sides[1], device, runner, progress)[0]], facts
+
+
+def _names(agents: Sequence[Agent]) -> str:
+    return " and ".join(dict.fromkeys(agent.runner for agent in agents))
+
+
+def _one_for_both(agents: Sequence[Agent]) -> Stopwatch | NativeAgent:
+    """Return who runs both programs in one process; raise DeviceError where that cannot be."""
+    first, second = agents
+    if isinstance(first, NativeAgent) and first is second:
+        return first
+    if isinstance(first, NativeAgent) or isinstance(second, NativeAgent):
+        raise DeviceError(
+            f"The programs have two runtimes; a native runner on {first.device.spec} has one.",
+            hint="Compare programs of one runtime, or install the runtimes there.",
+        )
+    return Stopwatch(first.device)
+
+
 def _launches(
-    agent: Stopwatch,
+    agent: Stopwatch | NativeAgent,
     sides: tuple[Subject, Subject],
     threshold: float,
     controls: Mapping[str, Any],

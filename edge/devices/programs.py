@@ -51,8 +51,9 @@ def describe(path: Path, *, runtime: str, kernels: str, threads: int, signature:
         return DeviceProgram(path=path, runtime="executorch", kernels=kernels, threads=threads, signature=signature)
     if path.suffix != ".tflite":
         raise DeviceError(
-            f"Programs of the runtime {runtime} ({path.suffix or 'no suffix'}) cannot be run by the agent.",
-            hint="Accepted: .tflite and .pte programs; check it on this host with --device local.",
+            f"Programs of the runtime {runtime} ({path.suffix or 'no suffix'}) are not run on devices; "
+            "accepted: .tflite, .pte.",
+            hint="`edgekit check ARTIFACT --latency quick` checks and times it on a host that has its runtime.",
         )
     return _litert(path, runtime, kernels, threads)
 

@@ -22,8 +22,10 @@ def choose(
     """Return who runs programs of `runtime` (`litert`, `executorch`) on a device, and what the device is.
 
     `auto` takes the Android programs that devices.toml names, else the Python agent where the device has Python and the
-    runtime, else the native runner. Raises ConfigError, DeviceError, MissingPackageError.
+    runtime, else the native runner; `runner` in the device's entry there says otherwise. Raises ConfigError,
+    DeviceError, MissingPackageError.
     """
+    runner = device.spec.options.get("runner", "auto") if runner == "auto" else runner
     if runner not in RUNNERS:
         raise ConfigError(f"Runner {runner!r} is unknown; accepted: {', '.join(RUNNERS)}.")
     if runner == "tools" or (runner == "auto" and any(tool in device.spec.options for tool in TOOLS)):

@@ -46,20 +46,22 @@ class Stopwatch(Agent):
                 controls=dict(controls),
             )
         names = ("runs", "duration_s", "warm_up_runs", "warm_up_stable", "clock", "timer_overhead_ns")
-        timing = Timing(
-            samples_ns=arrays["durations"],
-            starts_ns=arrays["starts"],
-            before=codec.from_json(Environment, told["before"]),
-            after=codec.from_json(Environment, told["after"]),
-            **{name: told[name] for name in names},
-        )
+        with self.sensible():
+            timing = Timing(
+                samples_ns=arrays["durations"],
+                starts_ns=arrays["starts"],
+                before=codec.from_json(Environment, told["before"]),
+                after=codec.from_json(Environment, told["after"]),
+                **{name: told[name] for name in names},
+            )
         return timing, told
 
     def cold(self, program: DeviceProgram, sample: Sample, starts: int) -> list[dict[str, float]]:
         """Return the phases of `starts` fresh processes in ms: start, import, load, first, total."""
         with self._prepared([program], [sample]) as (programs, inputs):
             told = self.ask("cold", program=programs[0], inputs=inputs[0], starts=starts)
-        found: list[dict[str, float]] = told["starts"]
+        with self.sensible():
+            found: list[dict[str, float]] = told["starts"]
         return found
 
     def blocks(
@@ -71,14 +73,16 @@ class Stopwatch(Agent):
             told, arrays = self._sampled(
                 "blocks", _ROOM_S * 4, programs=prepared, inputs=inputs, warm_up=warm_up, **fields
             )
-        return arrays["rows"], told
+        with self.sensible():
+            return arrays["rows"], told
 
     def operators(self, program: DeviceProgram, sample: Sample, runs: int) -> list[dict[str, Any]]:
         """Return the operators as LiteRT ran them, with their mean time in microseconds."""
         warm_up = asdict(WarmUp(seconds=0.2, cap_s=5.0))
         with self._prepared([program], [sample]) as (programs, inputs):
             told = self.ask("operators", program=programs[0], inputs=inputs[0], warm_up=warm_up, runs=runs)
-        found: list[dict[str, Any]] = told["operators"]
+        with self.sensible():
+            found: list[dict[str, Any]] = told["operators"]
         return found
 
     @contextmanager
@@ -102,5 +106,5 @@ class Stopwatch(Agent):
             local = Path(place) / "samples.npz"
             self.device.pull(wanted, local)
             self.device.forget(wanted)
-            with np.load(local, allow_pickle=False) as data:
+            with self.sensible(), np.load(local, allow_pickle=False) as data:
                 return told, {name: data[name] for name in data.files}

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.artifact import Artifact, Manifest
+from edge.artifact import Artifact, Manifest, interprets
 from edge.report.summary import difference, score, size
 
 
+@interprets
 def record(artifact: Artifact) -> dict[str, Any]:
     """Return the numbers of one artifact that are compared, each with its mode, as JSON-compatible data."""
     m = artifact.manifest
@@ -48,6 +49,7 @@ def _activation_bytes(m: Manifest) -> int | None:
     return m.metrics.memory.get("arena_bytes")
 
 
+@interprets
 def notes(artifacts: Sequence[Artifact]) -> list[str]:
     """Return what keeps the numbers from being compared."""
     found = []
@@ -112,6 +114,7 @@ COLUMNS = (
 )
 
 
+@interprets
 def show(artifacts: Sequence[Artifact]) -> None:
     """Write the table."""
     from rich.console import Console

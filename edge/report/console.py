@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from typing import IO
 
-from edge.artifact import Artifact
+from edge.artifact import Artifact, interprets
 from edge.report import summary
 
 _COLOURS = {"pass": "green", "fail": "red", "unchecked": "yellow"}
 
 
+@interprets
 def show(artifact: Artifact, stream: IO[str] | None = None) -> None:
     """Write the summary of one artifact."""
     from rich.console import Console
@@ -28,6 +29,14 @@ def show(artifact: Artifact, stream: IO[str] | None = None) -> None:
     for row in summary.rows(manifest):
         table.add_row(escape(row.label), f"[bold]{escape(row.value)}[/]", f"[dim]{escape(row.mode)}[/]")
     console.print(table)
+    if tried := summary.search_table(manifest):
+        console.print(f"  {escape(tried.caption)}")
+        table = Table(*(escape(c) for c in tried.columns), box=None, padding=(0, 2), header_style="dim")
+        for cells in tried.rows:
+            table.add_row(*(escape(cell) for cell in cells), style="bold" if "chosen" in cells[-1] else None)
+        console.print(table)
+        for note in tried.notes:
+            console.print(f"  [dim]{escape(note)}[/]")
     for kind, text in summary.counted_findings(manifest):
         colour = {"error": "red", "warning": "yellow"}.get(kind.split()[0], "dim")
         console.print(f"  [{colour}]{escape(kind)}[/] {escape(text)}")

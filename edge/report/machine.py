@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge import codec
-from edge.artifact import Artifact, Manifest, Metrics, Verdict
+from edge.artifact import Artifact, Manifest, Metrics, Verdict, interprets
 from edge.findings import Finding
 from edge.report.timing import ComparisonRecord, ProfileRecord
 from edge.signature import Signature
@@ -99,6 +99,7 @@ def dumps(data: object) -> str:
     return json.dumps(data, allow_nan=False) + "\n"
 
 
+@interprets
 def build_record(artifact: Artifact) -> Any:
     """Return the BuildRecord of an artifact as JSON-compatible data."""
     m = artifact.manifest

@@ -17,6 +17,7 @@ def render(manifest: Manifest) -> str:
     lines += [f"- {cell(reason)}" for reason in manifest.reasons] + ([""] if manifest.reasons else [])
     lines += ["| | value | mode |", "|---|---|---|"]
     lines += [f"| {cell(r.label)} | {cell(r.value)} | {cell(r.mode)} |" for r in summary.rows(manifest)]
+    lines += _search(manifest)
     lines += ["", "## Inputs and outputs", "", "| | tensor | quantization |", "|---|---|---|"]
     for side, tensors in (("input", manifest.signature.inputs), ("output", manifest.signature.outputs)):
         for t in tensors:
@@ -37,7 +38,15 @@ def render(manifest: Manifest) -> str:
     for role, data in (("calibration", manifest.calibration), ("evaluation", manifest.evaluation)):
         if data:
             chosen = f"{data.kind}, {data.selection}"
-            lines.append(
-                f"\n{role}: {data.samples} samples of {cell(data.name)} ({chosen}), digest {data.digest[:12]}"
-            )
+            lines.append(f"\n{role}: {data.samples} samples of {cell(data.name)} ({chosen}), digest {data.digest[:12]}")
     return "\n".join(lines) + "\n"
+
+
+def _search(manifest: Manifest) -> list[str]:
+    tried = summary.search_table(manifest)
+    if tried is None:
+        return []
+    lines = ["", "## Search", "", cell(tried.caption), ""]
+    lines += [f"| {' | '.join(map(cell, tried.columns))} |", "|---" * len(tried.columns) + "|"]
+    lines += [f"| {' | '.join(map(cell, cells))} |" for cells in tried.rows]
+    return [*lines, *([""] if tried.notes else []), *(f"- {cell(note)}" for note in tried.notes)]

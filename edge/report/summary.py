@@ -84,13 +84,25 @@ def _board_rows(board: Mapping[str, Any] | None) -> list[Row]:
     if not board:
         return []
     facts = board.get("facts") or {}
-    rows = [
-        Row(label="checked on", value=f"{board['device']}: {facts.get('model') or facts.get('machine') or 'unknown'}")
-    ]
+    what = f"{board['device']}: {facts.get('model') or facts.get('machine') or 'unknown'}"
+    mode = f"{board['mode']}, {board['runner']} runner" if board.get("runner") else ""
+    rows = [Row(label="checked on", value=what, mode=mode), *_tool_rows(board.get("tool"))]
     counted = (board.get("instructions") or {}).get("total")
     if counted:
         rows.append(Row(label="instructions per inference", value=f"{counted:,}", mode="emulated, exact"))
     return rows
+
+
+def _tool_rows(tool: Mapping[str, Any] | None) -> list[Row]:
+    """Return what an Android program told of its own runs; no budget is judged by it."""
+    if not tool:
+        return []
+    parts = [
+        f"{key} {tool[f'{key}_ms']:.3f} ms" for key in ("mean", "median", "min") if tool.get(f"{key}_ms") is not None
+    ]
+    value = f"{', '.join(parts)}, {tool['runs']} runs"
+    mode = f"measured, its own statistics, SHA-256 {tool['sha256'][:12]}"
+    return [Row(label=f"latency by {tool['tool']}", value=value, mode=mode)]
 
 
 def _delegation_rows(delegation: Mapping[str, Any] | None) -> list[Row]:
@@ -188,6 +200,73 @@ def rows(manifest: Manifest) -> list[Row]:
         of = f" (float {size(carrier.bytes)})" if carrier else ""
         found.append(Row(label="size", value=size(program.bytes) + of))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTable:
+    """What a search tried, for people: a caption with its cost, column titles with their mode, cells, what failed."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def search_table(manifest: Manifest) -> SearchTable | None:
+    """Return the candidates of a search in the order tried, None where there was none."""
+    search = manifest.details.get("search")
+    if not search or not search.get("candidates"):
+        return None
+    tried = [c for c in search["candidates"] if not c.get("failure")]
+    metric = str(search["metric"])
+    return SearchTable(
+        caption=_search_cost(search),
+        columns=(
+            "recipe",
+            f"{metric} (emulated)",
+            "drop, 95 % interval",
+            _search_latency(tried),
+            "run on this host (emulated)",
+            "size",
+            "",
+        ),
+        rows=tuple(_search_row(metric, c) for c in tried),
+        notes=tuple(f"{c['recipe']}: {c['failure']}" for c in search["candidates"] if c.get("failure")),
+    )
+
+
+def _search_cost(search: Mapping[str, Any]) -> str:
+    count = len(search["candidates"])
+    cost = [f"{count} candidate{'' if count == 1 else 's'}"]
+    if "forward_passes" in search:
+        count = search["selection_samples"]
+        cost.append(
+            f"{search['forward_passes']:g} forward passes over {count} samples that choose ({search['runs']} runs)"
+        )
+    if "float" in search:
+        cost.append(f"{search['metric']} of float {score(search['metric'], search['float'])}")
+    return f"search: {', '.join(cost)}"
+
+
+def _search_latency(tried: Sequence[Mapping[str, Any]]) -> str:
+    how = next((c["latency_how"] for c in tried if c.get("latency_how")), None)
+    return f"{predicted_label(how)} (predicted)" if how else "latency on the target (predicted)"
+
+
+def _search_row(metric: str, c: Mapping[str, Any]) -> tuple[str, ...]:
+    drop = difference(metric, c["drop"])
+    if c.get("drop_low") is not None and c.get("drop_high") is not None:
+        drop += f" [{difference(metric, c['drop_low'])}, {difference(metric, c['drop_high'])}]"
+    marks = [name for name in ("chosen", "pareto") if c.get(name)]
+    return (
+        str(c["recipe"]),
+        "-" if c.get("value") is None else score(metric, c["value"]),
+        drop,
+        "-" if c.get("latency_ms") is None else f"{c['latency_ms']:.3g} ms",
+        f"{c['host_ms']:.3g} ms" if c.get("host_ms") else "-",
+        size(c["size_bytes"]),
+        ", ".join(marks).replace("pareto", "Pareto"),
+    )
 
 
 def headline(manifest: Manifest) -> str:

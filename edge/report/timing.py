@@ -57,6 +57,7 @@ class ProfileRecord:
     program_sha256: str
     device: str
     mode: Mode
+    runner: str = "python"
     facts: Mapping[str, Any]
     measured_at: str
     profile: str
@@ -89,6 +90,7 @@ class ComparisonRecord:
     candidate: str
     device: str
     mode: Mode
+    runner: str = "python"
     unit: Literal["ms", "instructions"]
     measured_at: str
     threads: int
@@ -114,7 +116,13 @@ def profile_rows(r: ProfileRecord) -> list[Row]:
     rows = list(_latency_rows(r)) if r.latency else []
     if r.instructions:
         value = f"{r.instructions['total']:,}"
-        rows.append(Row(label="instructions per inference", value=value, mode=f"emulated on {r.instructions['cpu']}"))
+        rows.append(
+            Row(
+                label="instructions per inference",
+                value=value,
+                mode=f"emulated on {r.instructions['cpu']}, {r.runner} runner",
+            )
+        )
     rows += _memory_rows(r)
     if r.energy:
         rows += _energy_rows(r.energy)
@@ -127,7 +135,7 @@ def _ms(value: Any) -> str:
 
 
 def _latency_rows(r: ProfileRecord) -> Iterator[Row]:
-    latency, mode = r.latency or {}, f"{r.mode}, {r.kernels} kernels, {r.threads} thread(s)"
+    latency, mode = r.latency or {}, f"{r.mode}, {r.kernels} kernels, {r.threads} thread(s), {r.runner} runner"
     low, high = latency["median_low_ms"], latency["median_high_ms"]
     interval = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
     yield Row(label="median (99 % interval)", value=_ms(latency["median_ms"]) + interval, mode=mode)

@@ -131,12 +131,18 @@ def _node(proto: Any, scope: dict[str, int], walk: _Walk, prefix: str, graph: An
             return _evaluate(proto, [None if i is None else walk.constants[i] for i in inputs], walk, name)
     if proto.domain not in ("", "ai.onnx") or kind not in CONVERTERS:
         raise _unsupported(proto, name, graph)
+    constants = tuple(None if i is None else walk.constants.get(i) for i in inputs)
+    if kind in onnx_quantized.KEPT:
+        constants = onnx_quantized.signed(constants)
+        if constants[0] is not walk.constants.get(given[0]):
+            inputs[0] = walk.know(constants[0])
+        inputs = inputs[:1]  # scale and zero point are settings, not values of the graph
     node = Node(
         kind=kind,
         name=name,
         attributes=_attributes(proto),
         tensors=tuple(None if i is None else walk.tensors[i] for i in inputs),
-        constants=tuple(None if i is None else walk.constants.get(i) for i in inputs),
+        constants=constants,
         outputs=len(proto.output),
         opset=walk.opset,
     )

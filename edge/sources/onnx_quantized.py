@@ -31,43 +31,53 @@ def folded(values: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
     return ((stored.astype(np.float64) - zero) * scale).astype(np.float32)
 
 
-def _settings(n: Node) -> tuple[Any, Any, int | None, int]:
-    """Return scale, zero point as int8, channel axis (None: one scale), and what was taken from the zero point."""
-    import torch
+def signed(constants: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the inputs of a kept DequantizeLinear with stored uint8 as int8, integers and zero point moved by 128.
 
-    scale, zero = n.constant(1, "the scale"), n.constant(2, "the zero point")
+    The converters behind PyTorch know no constants of unsigned integers.
+    """
+    stored, scale, *rest = constants
+    if str(getattr(stored, "dtype", "")) != "uint8":
+        return tuple(constants)
+    zero = np.asarray(rest[0] if rest and rest[0] is not None else np.zeros(np.shape(scale)), np.int16)
+    return (np.asarray(stored, np.int16) - 128).astype(np.int8), scale, (zero - 128).astype(np.int8)
+
+
+def _settings(n: Node) -> tuple[Any, Any, int | None]:
+    """Return scale [1] or [C] float32, zero point as int8 of the same shape, and channel axis (None: one scale)."""
+    scale, zero = (n.constants[i] if i < len(n.constants) else None for i in (1, 2))
     if scale is None:
-        raise UnsupportedError("the scale is missing")
-    kind = "uint8" if zero is None and n.kind == "QuantizeLinear" else str(zero.dtype) if zero is not None else None
-    if kind is None:
-        kind = "int8" if n.constants[0] is not None and n.constants[0].dtype == np.int8 else "uint8"
+        raise UnsupportedError("its scale depends on the data; a program has fixed scales")
+    if zero is not None:
+        kind = str(zero.dtype)
+    else:
+        kind = "uint8" if n.constants[0] is None else str(n.constants[0].dtype)
+    if n.kind == "QuantizeLinear" and zero is None:
+        kind = "uint8"
     if kind not in _WIDTHS or n.attribute("block_size", 0):
         raise UnsupportedError(f"it stores {kind}; scales of int8 and uint8 are kept")
-    shift = 128 if kind == "uint8" else 0
-    scales = torch.from_numpy(np.asarray(scale, np.float32).reshape(-1).copy())
-    zeros = np.zeros(scales.shape, np.int64) if zero is None else np.asarray(zero, np.int64).reshape(-1)
-    axis = int(n.attribute("axis", 1)) % max(1, n[0].dim()) if scales.numel() > 1 else None
-    return scales, torch.from_numpy(zeros - shift), axis, shift
+    scales = np.array(scale, np.float32).reshape(-1)
+    zeros = np.zeros(scales.shape, np.int64) if zero is None else np.array(zero, np.int64).reshape(-1)
+    axis = int(n.attribute("axis", 1)) % max(1, n[0].dim()) if scales.size > 1 else None
+    return scales, zeros - (128 if kind == "uint8" else 0), axis
+
+
+def _called(n: Node, one: Any, channels: Any) -> Any:
+    import torch
+
+    scale, zero, axis = _settings(n)
+    if axis is None:
+        return one.default(n[0], float(scale[0]), int(zero[0]), -128, 127, torch.int8)
+    return channels.default(n[0], torch.from_numpy(scale), torch.from_numpy(zero), axis, -128, 127, torch.int8)
 
 
 @converter("QuantizeLinear")
 def _quantize(n: Node) -> Any:
-    import torch
-
-    scale, zero, axis, _ = _settings(n)
     q = torch_fake_quant.operators()
-    if axis is None:
-        return q.quantize_per_tensor.default(n[0], float(scale[0]), int(zero[0]), -128, 127, torch.int8)
-    return q.quantize_per_channel.default(n[0], scale, zero, axis, -128, 127, torch.int8)
+    return _called(n, q.quantize_per_tensor, q.quantize_per_channel)
 
 
 @converter("DequantizeLinear")
 def _dequantize(n: Node) -> Any:
-    import torch
-
-    scale, zero, axis, shift = _settings(n)
-    stored = n[0] if n.constants[0] is None else (n[0].to(torch.int16) - shift).to(torch.int8)
     q = torch_fake_quant.operators()
-    if axis is None:
-        return q.dequantize_per_tensor.default(stored, float(scale[0]), int(zero[0]), -128, 127, torch.int8)
-    return q.dequantize_per_channel.default(stored, scale, zero, axis, -128, 127, torch.int8)
+    return _called(n, q.dequantize_per_tensor, q.dequantize_per_channel)

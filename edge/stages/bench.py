@@ -234,7 +234,7 @@ class Bench:
     def _measured(self, candidate: Candidate) -> Outcome:
         folder = self._workdir / f"candidate-{len(self.outcomes)}"
         folder.mkdir(parents=True, exist_ok=True)
-        target = replace(self.target, options={**self.target.options, **candidate.options})
+        target = replace(self.target, options={**self.target.options, **self._lean, **candidate.options})
         model = Model(carrier=self._runtime.carrier, path=Path(self._request["carrier"]), signature=self.signature)
         try:
             program = self._runtime.build(model, candidate.recipe, target, self.fit, folder, self.progress)
@@ -249,6 +249,13 @@ class Bench:
         self._programs[digest] = outcome
         self._remember(candidate, outcome)
         return outcome
+
+    @property
+    def _lean(self) -> dict[str, Any]:
+        """Leave out of candidates what only findings about the chosen program need: timing against a float one."""
+        if self._request["runtime"] != "executorch":
+            return {}
+        return {"executorch": {**self.target.options.get("executorch", {}), "compare_float": False}}
 
     def _evaluated(self, candidate: Candidate, path: Path, details: Mapping[str, Any], runs: int) -> Outcome:
         kernels = self._request["kernels"]
@@ -265,6 +272,7 @@ class Bench:
             lost.add(outputs, self._references[position])
             metric.update(outputs, self._references[position] if label is None else label)
         difference = metrics.compare(self.floats, metric)
+        how, latency_ms = self._predicted(path)
         return Outcome(
             candidate=candidate,
             drop=difference.drop,
@@ -274,18 +282,18 @@ class Bench:
             size_bytes=path.stat().st_size,
             operators_float=int(details.get("operators_left_float", 0)) + int(details.get("operators_kept_float", 0)),
             host_ms=float(np.median(times)) * 1e3,
-            latency_ms=self._predicted(path),
+            latency_ms=latency_ms,
+            latency_how=how,
             runs=runs + len(times),
         )
 
-    def _predicted(self, path: Path) -> float | None:
-        if self._request["runtime"] == "litert":
-            return None
+    def _predicted(self, path: Path) -> tuple[str | None, float | None]:
+        """Return over which link, or with how many threads, and the predicted time in ms, where there is one."""
         found = registry.runtime(self._request["runtime"]).inspect(path, self.target, self.target.options)
-        by_link = found.details.get("latency_ms") or {}
+        predictions = found.details.get("latency_ms") or {}
         link = self.target.hardware.get("transfer")
-        chosen = by_link.get(link) or next(iter(by_link.values()), None)
-        return float(chosen["value"]) if chosen else None
+        how = link if link in predictions else next(iter(predictions), None)
+        return how, float(predictions[how]["value"]) if how else None
 
     def _key(self, candidate: Candidate) -> Path | None:
         if not self._request.get("cache"):

@@ -15,7 +15,7 @@ from edge import codec
 from edge.calibration.affine import from_program, to_program
 from edge.calibration.data import open_dataset
 from edge.calibration.selection import Selection
-from edge.errors import ArtifactError
+from edge.errors import ArtifactError, blaming
 from edge.findings import Finding
 from edge.measure import metrics, parity
 from edge.measure.latency import measure
@@ -186,15 +186,11 @@ def write_golden(
 def read_golden(path: Path) -> dict[str, dict[str, Array]]:
     """Return the arrays of a golden file as {"in": {name: array}, "out": …, "float": …}; raise ArtifactError."""
     found: dict[str, dict[str, Array]] = {"in": {}, "out": {}, "float": {}}
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            for key in data.files:
-                prefix, _, name = key.partition("/")
-                found[prefix][name] = data[key]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ArtifactError(
-            f"{path} is no file of golden vectors: {error}.", hint="Build the artifact again."
-        ) from error
+    what = f"{path} is no file of golden vectors"
+    with blaming(ArtifactError, what, hint="Build the artifact again."), np.load(path, allow_pickle=False) as data:
+        for key in data.files:
+            prefix, _, name = key.partition("/")
+            found[prefix][name] = data[key]
     return found
 
 

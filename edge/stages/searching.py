@@ -148,23 +148,15 @@ def _details(bench: Bench, chosen: Outcome) -> dict[str, Any]:
     front = pareto(bench.outcomes)
     sensitivity = bench.measured_sensitivity
     runs = sum(o.runs for o in bench.outcomes) + bench.samples + (sensitivity.runs if sensitivity else 0)
-    rows = []
-    for position, outcome in enumerate(bench.outcomes):
-        row = codec.to_json(outcome)
-        candidate = row.pop("candidate")
-        rows.append(
-            {
-                "recipe": candidate["label"],
-                "group": candidate["group"],
-                **row,
-                "met": bench.policy.met(outcome),
-                "pareto": position in front,
-                "chosen": outcome is chosen,
-            }
-        )
+    rows = [
+        {**_row(bench, outcome), "pareto": position in front, "chosen": outcome is chosen}
+        for position, outcome in enumerate(bench.outcomes)
+    ]
     return {
         "budget": bench.policy.max_drop,
         "metric": bench.metric,
+        "float": bench.floats.value(),
+        "modes": {"drop": "emulated", "host_ms": "emulated", "latency_ms": "predicted"},
         "selection_samples": bench.samples,
         "provable": bench.policy.provable,
         "met": bench.policy.met(chosen),
@@ -173,6 +165,19 @@ def _details(bench: Bench, chosen: Outcome) -> dict[str, Any]:
         "runs": runs,
         "forward_passes": round(runs / bench.samples, 2),
         "layers": [codec.to_json(r) for r in sensitivity.layers[:10]] if sensitivity else [],
+    }
+
+
+def _row(bench: Bench, outcome: Outcome) -> dict[str, Any]:
+    row = codec.to_json(outcome)
+    candidate = row.pop("candidate")
+    sign = 1 if bench.floats.higher_is_better else -1
+    return {
+        "recipe": candidate["label"],
+        "group": candidate["group"],
+        "value": None if outcome.failure else bench.floats.value() - sign * outcome.drop,
+        **row,
+        "met": bench.policy.met(outcome),
     }
 
 

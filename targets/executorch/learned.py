@@ -28,6 +28,9 @@ def paired(program: Any, recipe: Recipe) -> tuple[Any, Finding]:
     torch_fake_quant.rewrite(graph)
     total = sum(1 for _ in torch_fake_quant.learned(graph))
     stored = _store_weights(graph)
+    _fold_constants(graph)
+    _move_weights(graph)
+    _one_per_reader(graph)
     return graph, Finding(
         rule="LEARNED_SCALES",
         severity="info",
@@ -45,14 +48,126 @@ def _store_weights(graph: Any) -> int:
         value = torch_fake_quant.constant(graph, node)
         if value is None:
             continue
-        name = torch_fake_quant.register(graph, f"_{node.name}_stored", value)
+        # XNNPACK has no tensors without dimensions; one dimension of 1 broadcasts alike.
+        name = torch_fake_quant.register(graph, f"_{node.name}_stored", value if value.dim() else value.reshape(1))
         with graph.graph.inserting_before(node):
             made = graph.graph.get_attr(name)
         node.replace_all_uses_with(made)
         count += 1
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    _clean(graph)
     return count
+
+
+def _fold_constants(graph: Any) -> None:
+    """Compute what depends on constants only, such as a reshaped bias: delegates take constants as they are."""
+    import torch
+
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or "quantized_decomposed" in str(node.target) or not _of_constants(node):
+            continue
+        value = torch_fake_quant.constant(graph, node)
+        if isinstance(value, torch.Tensor):
+            _become(graph, node, value)
+    _clean(graph)
+
+
+def _of_constants(node: Any) -> bool:
+    given = node.all_input_nodes
+    return bool(given) and all(n.op == "get_attr" for n in given)
+
+
+def _become(graph: Any, node: Any, value: Any) -> Any:
+    with graph.graph.inserting_before(node):
+        made = graph.graph.get_attr(torch_fake_quant.register(graph, f"_{node.name}_stored", value.contiguous()))
+    node.replace_all_uses_with(made)
+    return made
+
+
+def _one_per_reader(graph: Any) -> None:
+    """Give each reader a dequantize operator of its own, as PT2E does: a shared one ties partitions into a cycle."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or "quantized_decomposed.dequantize_per" not in str(node.target):
+            continue
+        for reader in list(node.users)[1:]:
+            with graph.graph.inserting_before(reader):
+                reader.replace_input_with(node, graph.graph.node_copy(node))
+    _clean(graph)
+
+
+def _clean(graph: Any) -> None:
+    """Drop operators and values that nothing reads."""
+    graph.graph.eliminate_dead_code()
+    read = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
+    for name, _ in (*graph.named_buffers(), *graph.named_parameters()):
+        if name not in read:
+            owner, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(owner), leaf)
+    graph.recompile()
+
+
+def _move_weights(graph: Any) -> None:
+    """Store weights as their reader wants them: transposed integers, and a product with a matrix as a linear layer."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if _is_product(graph, node):
+            turned = _transposed(graph, node.args[1], (1, 0))
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(graph.graph.call_function(aten.linear.default, (node.args[0], turned)))
+        elif (order := _order(graph, node)) is not None:
+            node.replace_all_uses_with(_transposed(graph, node.args[0], order))
+    _clean(graph)
+
+
+def _is_product(graph: Any, node: Any) -> bool:
+    import torch
+
+    kinds = (torch.ops.aten.matmul.default, torch.ops.aten.mm.default)
+    return node.target in kinds and _is_stored(node.args[1]) and _stored(graph, node.args[1]).dim() == 2
+
+
+def _is_stored(node: Any) -> bool:
+    called = getattr(node, "op", "") == "call_function" and "quantized_decomposed.dequantize_per" in str(node.target)
+    return called and node.args[0].op == "get_attr"
+
+
+def _stored(graph: Any, node: Any) -> Any:
+    return torch_fake_quant.constant(graph, node.args[0])
+
+
+def _order(graph: Any, node: Any) -> tuple[int, ...] | None:
+    """Return the order of dimensions that a node brings stored weights into, None where it is no such node."""
+    import torch
+
+    aten = torch.ops.aten
+    if not node.args or not _is_stored(node.args[0]):
+        return None
+    rank = _stored(graph, node.args[0]).dim()
+    if node.target in (aten.t.default, aten.numpy_T.default) and rank == 2:
+        return (1, 0)
+    if node.target is aten.permute.default:
+        return tuple(int(d) % rank for d in node.args[1])
+    if node.target is aten.transpose.int:
+        order = list(range(rank))
+        a, b = (int(d) % rank for d in node.args[1:3])
+        order[a], order[b] = b, a
+        return tuple(order)
+    return None
+
+
+def _transposed(graph: Any, node: Any, order: tuple[int, ...]) -> Any:
+    """Return a dequantize operator of the same weights with their dimensions in this order."""
+    value = _stored(graph, node).permute(order)
+    rest = list(node.args[1:])
+    if "per_channel" in str(node.target):
+        rest[2] = order.index(int(rest[2]) % value.dim())
+    with graph.graph.inserting_before(node):
+        held = graph.graph.get_attr(torch_fake_quant.register(graph, f"_{node.name}_turned", value.contiguous()))
+    with graph.graph.inserting_after(node):
+        return graph.graph.call_function(node.target, (held, *rest))
 
 
 def without(program: Any, recipe: Recipe) -> tuple[Any, Finding]:
@@ -65,8 +180,7 @@ def without(program: Any, recipe: Recipe) -> tuple[Any, Finding]:
             quantizer = node.args[0]
             node.replace_all_uses_with(quantizer.args[0])
             count += 1
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+    _fold_constants(graph)
     return graph, Finding(
         rule="LEARNED_SCALES_DROPPED",
         severity="warning",

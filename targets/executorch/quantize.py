@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edge.calibration import ranges as estimators
+from edge.calibration import recipe as recipes
 from edge.calibration.ranges import Ranges
 from edge.calibration.recipe import REFINEMENTS, Recipe
 from edge.errors import DataError, EdgekitError, QuantizationError
@@ -60,6 +61,13 @@ def quantize(
     if recipe.scheme == "float16":
         return Quantized(program=_half(program, signature), signature=signature)
     return _pt2e(program, signature, recipe, delegate, options, samples, progress)
+
+
+def floated(program: Any) -> Any:
+    """Return the ExportedProgram in float: itself, or without the fake quantization that it carries."""
+    if not torch_fake_quant.marks(program.graph):
+        return program
+    return _exported(learned.without(program, recipes.named("float32"))[0], program, carrier.unnamed(program))
 
 
 def _learned(program: Any, signature: Signature, recipe: Recipe) -> Quantized:
@@ -213,13 +221,24 @@ def converted(
             _see_once(graph, program, signature)
         progress("quantizing", None)
         reference = copy.deepcopy(graph) if recipe.needs_calibration else None
-        return Converted(graph=convert_pt2e(graph), reference=reference, ranges=ranges)
+        return Converted(graph=_without_unused(convert_pt2e(graph)), reference=reference, ranges=ranges)
     except EdgekitError:
         raise
     except Exception as error:  # each quantizer has its own assertions
         raise QuantizationError(
             f"The quantizer of {delegate.name} failed: {type(error).__name__}: {_first(error)}"
         ) from error
+
+
+def _without_unused(graph: Any) -> Any:
+    """Return the graph without the float weights that integer ones have replaced: they would go into the program."""
+    used = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
+    held = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]
+    for name in held:
+        if name not in used:
+            owner, _, attribute = name.rpartition(".")
+            delattr(graph.get_submodule(owner), attribute)
+    return graph
 
 
 def _see_once(graph: Any, program: Any, signature: Signature) -> None:

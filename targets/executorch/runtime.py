@@ -156,7 +156,8 @@ def _program(
 
 
 def _lowered_float(exported: Any, chain: tuple[Delegate, ...], options: Mapping[str, Any]) -> lower.Lowered:
-    return lower.lower({"forward": exported}, chain, options, recipes.named("float32"), "")
+    plain = quantizing.floated(exported)
+    return lower.lower({"forward": plain}, chain, options, recipes.named("float32"), "")
 
 
 def _compared(

@@ -1,4 +1,5 @@
 // As Apple's Core ML framework has them.
+import CoreVideo
 import Foundation
 
 public enum MLMultiArrayDataType: Int { case double = 65600, float32 = 65568, int32 = 131104 }
@@ -13,7 +14,9 @@ open class MLMultiArray {
 
 open class MLFeatureValue {
     public init(multiArray value: MLMultiArray) {}
+    public init(pixelBuffer value: CVPixelBuffer) {}
     open var multiArrayValue: MLMultiArray? { nil }
+    open var dictionaryValue: [AnyHashable: NSNumber] { [:] }
 }
 
 public protocol MLFeatureProvider {

@@ -21,5 +21,12 @@ object Contract {
     val labels: List<String> = listOf(
 @@LABEL_PARTS@@
     ).flatten()
+//#if DECODED
+
+    /** Centre y, centre x, height and width of each anchor. */
+    val anchors: FloatArray = listOf(
+@@ANCHOR_PARTS@@
+    ).flatMap { it.asList() }.toFloatArray()
+//#end
 }
-@@LABEL_OBJECTS@@
+@@LABEL_OBJECTS@@@@ANCHOR_OBJECTS@@

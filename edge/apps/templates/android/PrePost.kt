@@ -426,6 +426,23 @@ object Post {
         return Box(index, score, top / height, left / width, bottom / height, right / width)
     }
 
+//#if DECODED
+    /** The box of offsets from the anchor of that row. */
+    private fun decoded(index: Int, score: Float, row: Int, dy: Double, dx: Double, dh: Double, dw: Double): Box {
+        val (ay, ax, ah, aw) = DoubleArray(4) { Contract.anchors[4 * row + it].toDouble() }.toList()
+        val y = dy / @@POST_SY@@ * ah + ay
+        val x = dx / @@POST_SX@@ * aw + ax
+//#if EXPONENTIAL
+        val height = exp(min(dh / @@POST_SH@@, 700.0)) * ah
+        val width = exp(min(dw / @@POST_SW@@, 700.0)) * aw
+//#else
+        val height = dh / @@POST_SH@@ * ah
+        val width = dw / @@POST_SW@@ * aw
+//#end
+        return box(index, score, y - height / 2, x - width / 2, y + height / 2, x + width / 2)
+    }
+
+//#end
     private fun overlap(a: Box, b: Box): Double {
         val height = min(a.bottom, b.bottom) - max(a.top, b.top)
         val width = min(a.right, b.right) - max(a.left, b.left)
@@ -440,7 +457,7 @@ object Post {
         val kept = ArrayList<Box>()
         for (candidate in found) {
             if (kept.size == @@POST_MAX_DETECTIONS@@) break
-            val hidden = @@POST_NMS@@ && kept.any { it.index == candidate.index && overlap(it, candidate) > @@POST_IOU_THRESHOLD@@ }
+            val hidden = @@POST_NMS@@ && kept.any { (@@POST_CLASS_AGNOSTIC@@ || it.index == candidate.index) && overlap(it, candidate) > @@POST_IOU_THRESHOLD@@ }
             if (!hidden) kept.add(candidate)
         }
         return kept.map {
@@ -459,7 +476,7 @@ object Post {
         val rows = boxes.size / values
         val width = values - 4
 //#else
-        val values = if (shape.isEmpty()) 1 else 4
+        val values = if (shape.isEmpty()) 1 else @@POST_BOX_VALUES@@
         val rows = boxes.size / values
         val width = if (rows == 0) 0 else scores.size / rows
 //#end
@@ -478,7 +495,11 @@ object Post {
             if (!(score >= @@POST_SCORE_THRESHOLD@@f)) continue
             val index = if (@@POST_CLASSES@@ < 0) best else round(outputs[max(@@POST_CLASSES@@, 0)][row]).toInt()
             val (a, b, c, d) = DoubleArray(4) { at(it).toDouble() }.toList()
+//#if DECODED
+            found.add(decoded(index, score, row, @@POST_DY@@, @@POST_DX@@, @@POST_DH@@, @@POST_DW@@))
+//#else
             found.add(box(index, score, @@POST_CORNERS@@))
+//#end
         }
         return found
     }

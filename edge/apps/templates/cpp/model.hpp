@@ -482,6 +482,25 @@ struct Box {
   double top, left, bottom, right;
 };
 
+//#if DECODED
+// Centre y, centre x, height and width of each anchor.
+inline constexpr float anchors[] = {
+@@ANCHORS@@
+};
+
+// The box of offsets from the anchor of that row.
+inline Box decoded(int index, float score, std::size_t row, double dy, double dx, double dh, double dw) {
+  const double ay = anchors[4 * row], ax = anchors[4 * row + 1], ah = anchors[4 * row + 2], aw = anchors[4 * row + 3];
+  const double y = dy / @@POST_SY@@ * ah + ay, x = dx / @@POST_SX@@ * aw + ax;
+//#if EXPONENTIAL
+  const double height = std::exp(std::min(dh / @@POST_SH@@, 700.0)) * ah, width = std::exp(std::min(dw / @@POST_SW@@, 700.0)) * aw;
+//#else
+  const double height = dh / @@POST_SH@@ * ah, width = dw / @@POST_SW@@ * aw;
+//#end
+  return {index, score, y - height / 2, x - width / 2, y + height / 2, x + width / 2};
+}
+
+//#end
 inline double overlap(const Box& a, const Box& b) {
   const double height = std::min(a.bottom, b.bottom) - std::max(a.top, b.top);
   const double width = std::min(a.right, b.right) - std::max(a.left, b.left);
@@ -497,7 +516,7 @@ inline Result postprocess(const std::vector<Floats>& outputs) {
   constexpr int boxes = @@POST_BOXES@@, scores = @@POST_SCORES@@, classes = @@POST_CLASSES@@, counts = @@POST_COUNT@@;
   constexpr bool together = boxes == scores, transposed = @@POST_TRANSPOSED@@;
   const auto& shape = ::@@SNAKE@@::outputs()[boxes].shape;
-  const std::size_t values = together ? shape[shape.size() - (transposed ? 2 : 1)] : 4;
+  const std::size_t values = together ? shape[shape.size() - (transposed ? 2 : 1)] : @@POST_BOX_VALUES@@;
   const std::size_t rows = outputs[boxes].size() / values;
   const std::size_t width = together ? values - 4 : outputs[scores].size() / std::max<std::size_t>(rows, 1);
   std::size_t count = rows;
@@ -514,7 +533,11 @@ inline Result postprocess(const std::vector<Floats>& outputs) {
     int index = static_cast<int>(best - active.begin());
     if constexpr (classes >= 0) index = static_cast<int>(std::nearbyint(outputs[classes < 0 ? 0 : classes][r]));
     const double a = at(0), b = at(1), c = at(2), d = at(3);
+//#if DECODED
+    detail::Box box = detail::decoded(index, score, r, @@POST_DY@@, @@POST_DX@@, @@POST_DH@@, @@POST_DW@@);
+//#else
     detail::Box box{index, score, @@POST_CORNERS@@};
+//#end
     if constexpr (@@POST_BOX_PIXELS@@) {
       box.top /= @@POST_INPUT_HEIGHT@@; box.bottom /= @@POST_INPUT_HEIGHT@@;
       box.left /= @@POST_INPUT_WIDTH@@; box.right /= @@POST_INPUT_WIDTH@@;
@@ -526,7 +549,7 @@ inline Result postprocess(const std::vector<Floats>& outputs) {
   for (const auto& candidate : found) {
     if (kept.size() == @@POST_MAX_DETECTIONS@@) break;
     const bool hidden = @@POST_NMS@@ && std::any_of(kept.begin(), kept.end(), [&](const auto& k) {
-      return k.index == candidate.index && detail::overlap(k, candidate) > @@POST_IOU_THRESHOLD@@;
+      return (@@POST_CLASS_AGNOSTIC@@ || k.index == candidate.index) && detail::overlap(k, candidate) > @@POST_IOU_THRESHOLD@@;
     });
     if (!hidden) kept.push_back(candidate);
   }

@@ -12,6 +12,9 @@ import ExecuTorch
 //#if COREML
 import CoreML
 //#end
+//#if COREML_IMAGE
+import CoreVideo
+//#end
 
 /// Runs stored inputs to stored outputs, both in the order of the contract. Used by one queue only.
 final class Engine {
@@ -135,16 +138,75 @@ final class Engine {
     func run(_ stored: [[UInt8]]) throws -> [[UInt8]] {
         var features = [String: MLFeatureValue]()
         for (i, spec) in Contract.inputs.enumerated() {
-            features[spec.name] = MLFeatureValue(multiArray: try array(stored[i], spec))
+//#if COREML_IMAGE
+            if Engine.images[i] {
+                features[Engine.inputs[i]] = MLFeatureValue(pixelBuffer: try image(stored[i], spec))
+                continue
+            }
+//#end
+            features[Engine.inputs[i]] = MLFeatureValue(multiArray: try array(stored[i], spec))
         }
         let found = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: features))
-        return try Contract.outputs.map { spec in
-            guard let array = found.featureValue(for: spec.name)?.multiArrayValue else {
-                throw ModelError("the model has no output array \(spec.name)")
+        return try Contract.outputs.enumerated().map { o, spec in
+//#if COREML_CLASSIFIER
+            // A classifier of one output gives its scores by label.
+            guard let scores = found.featureValue(for: Engine.outputs[o])?.dictionaryValue, scores.count == spec.count else {
+                throw ModelError("the model has no scores \(Engine.outputs[o])")
+            }
+            return Contract.labels.map { scores[$0]?.floatValue ?? .nan }.withUnsafeBytes { [UInt8]($0) }
+//#else
+            guard let array = found.featureValue(for: Engine.outputs[o])?.multiArrayValue else {
+                throw ModelError("the model has no output array \(Engine.outputs[o])")
             }
             return try bytes(array, spec)
+//#end
         }
     }
+
+    // Core ML's names of the tensors, in the order of the contract.
+    private static let inputs: [String] = [@@FEATURES_IN@@]
+    private static let outputs: [String] = [@@FEATURES_OUT@@]
+//#if COREML_IMAGE
+    private static let images: [Bool] = [@@FEATURES_IMAGE@@]
+
+    /// The pixels that became this input: Core ML itself preprocesses what its package takes as an image.
+    private func image(_ stored: [UInt8], _ spec: TensorSpec) throws -> CVPixelBuffer {
+        let first = spec.layout == .nchw
+        let (height, width) = first ? (spec.shape[2], spec.shape[3]) : (spec.shape[1], spec.shape[2])
+        let channels = spec.shape[first ? 1 : 3]
+        let values = Tensors.floats(stored)
+        func raw(_ pixel: Int, _ channel: Int) -> UInt8 {
+            let value = values[first ? channel * height * width + pixel : pixel * channels + channel]
+            let mean = spec.mean[spec.mean.count == 1 ? 0 : channel]
+            let std = spec.std[spec.std.count == 1 ? 0 : channel]
+            return UInt8(min(max(((value * std + mean) / spec.factor).rounded(), 0), 255))
+        }
+        var made: CVPixelBuffer?
+        let format = channels == 1 ? kCVPixelFormatType_OneComponent8 : kCVPixelFormatType_32BGRA
+        guard CVPixelBufferCreate(nil, width, height, format, nil, &made) == kCVReturnSuccess, let buffer = made else {
+            throw ModelError("no memory for an image of \(height) x \(width)")
+        }
+        CVPixelBufferLockBaseAddress(buffer, [])
+        defer { CVPixelBufferUnlockBaseAddress(buffer, []) }
+        guard let address = CVPixelBufferGetBaseAddress(buffer) else { throw ModelError("an image has no memory") }
+        let bytes = address.assumingMemoryBound(to: UInt8.self)
+        let rowBytes = CVPixelBufferGetBytesPerRow(buffer)
+        for y in 0..<height {
+            for x in 0..<width {
+                if channels == 1 {
+                    bytes[y * rowBytes + x] = raw(y * width + x, 0)
+                    continue
+                }
+                for k in 0..<3 {
+                    // Blue, green, red of the image, whichever of them the input takes first.
+                    bytes[y * rowBytes + 4 * x + k] = raw(y * width + x, spec.colour == .bgr ? k : 2 - k)
+                }
+                bytes[y * rowBytes + 4 * x + 3] = 255
+            }
+        }
+        return buffer
+    }
+//#end
 
     private func array(_ stored: [UInt8], _ spec: TensorSpec) throws -> MLMultiArray {
         let type: MLMultiArrayDataType

@@ -514,6 +514,25 @@ public enum Post {
         return shared / (areaA + areaB - shared)
     }
 
+//#if DECODED
+    /// The box of offsets from the anchor of that row.
+    private static func decoded(
+        _ index: Int, _ score: Float, _ row: Int, _ dy: Double, _ dx: Double, _ dh: Double, _ dw: Double
+    ) -> Box {
+        let anchor = Contract.anchors[4 * row..<4 * row + 4].map { Double($0) }
+        let y = dy / @@POST_SY@@ * anchor[2] + anchor[0]
+        let x = dx / @@POST_SX@@ * anchor[3] + anchor[1]
+//#if EXPONENTIAL
+        let height = exp(min(dh / @@POST_SH@@, 700)) * anchor[2]
+        let width = exp(min(dw / @@POST_SW@@, 700)) * anchor[3]
+//#else
+        let height = dh / @@POST_SH@@ * anchor[2]
+        let width = dw / @@POST_SW@@ * anchor[3]
+//#end
+        return Box(index, score, y - height / 2, x - width / 2, y + height / 2, x + width / 2)
+    }
+
+//#end
     private static func candidates(_ outputs: [[Float]]) -> [Box] {
         let boxes = outputs[@@POST_BOXES@@]
         let classes: Int = @@POST_CLASSES@@
@@ -524,7 +543,7 @@ public enum Post {
         let rows = boxes.count / values
         let width = values - 4
 //#else
-        let values = 4
+        let values = @@POST_BOX_VALUES@@
         let rows = boxes.count / values
         let width = rows == 0 ? 0 : outputs[@@POST_SCORES@@].count / rows
 //#end
@@ -543,7 +562,11 @@ public enum Post {
             if !(score >= @@POST_SCORE_THRESHOLD@@) { continue }
             let index = classes < 0 ? best : Int(outputs[max(classes, 0)][row].rounded(.toNearestOrEven))
             let (a, b, c, d) = (Double(at(0)), Double(at(1)), Double(at(2)), Double(at(3)))
+//#if DECODED
+            found.append(decoded(index, score, row, @@POST_DY@@, @@POST_DX@@, @@POST_DH@@, @@POST_DW@@))
+//#else
             found.append(Box(index, score, @@POST_CORNERS@@))
+//#end
         }
         return found
     }
@@ -555,7 +578,7 @@ public enum Post {
         var kept = [Box]()
         for candidate in order.map({ found[$0] }) {
             if kept.count == @@POST_MAX_DETECTIONS@@ { break }
-            let hidden = kept.contains { $0.index == candidate.index && overlap($0, candidate) > @@POST_IOU_THRESHOLD@@ }
+            let hidden = kept.contains { (@@POST_CLASS_AGNOSTIC@@ || $0.index == candidate.index) && overlap($0, candidate) > @@POST_IOU_THRESHOLD@@ }
             if !(@@POST_NMS@@ && hidden) { kept.append(candidate) }
         }
         return kept.map {

@@ -15,3 +15,10 @@ export const outputs = [
 export const labels = [
 @@LABELS@@
 ];
+//#if DECODED
+
+/** Centre y, centre x, height and width of each anchor. */
+export const anchors = Float32Array.from([
+@@ANCHORS@@
+]);
+//#end

@@ -1,0 +1,212 @@
+"""Runs one reader over broken inputs in a process of its own, and says what went wrong with which case.
+
+A case is (reader, seed, number): the same three give the same bytes. Wrong are: an exception that is no EdgekitError, a
+case that takes longer than its limit, memory beyond the limit, the end of the process, a file outside of the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from edge.errors import EdgekitError
+from tests.fuzz.mutators import Mutator
+
+_CASE_LIMIT_S = 20.0  # on a busy machine too
+_MEMORY_BYTES = 6 * 2**30  # beyond what the process reserves at its start
+_GROWTH_KIB = 2**20
+_MOST_FINDINGS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """One reader: `corpus` makes whole inputs, `mutate` breaks one, `read` takes the file in an empty folder.
+
+    `isolated`: it starts child processes by design, so few cases are run.
+    """
+
+    name: str
+    corpus: Callable[[], list[bytes]]
+    mutate: Mutator
+    read: Callable[[Path], object]
+    file: str = "input"
+    isolated: bool = False
+    accepts: bool = True  # its whole inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a case did that it must not."""
+
+    case: int
+    what: str
+    where: str
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What became of a reader's cases."""
+
+    reader: str
+    cases: int = 0
+    seconds: float = 0.0
+    refused: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+
+class _SlowError(BaseException):
+    """A case took too long; no reader can take it for an error of its own."""
+
+
+def _alarm(number: int, frame: Any) -> None:
+    raise _SlowError
+
+
+def case_bytes(reader: Reader, corpus: list[bytes], seed: int, case: int) -> bytes:
+    """Return the input of a case; now and then a whole one, which a reader must take."""
+    rng = Random(f"{reader.name}/{seed}/{case}")
+    return reader.mutate(rng.choice(corpus), rng)
+
+
+def run(reader: Reader, cases: int, seed: int, first: int = 0) -> Result:
+    """Run the cases in a child process; one that dies is a finding, and the rest is run in another."""
+    total = Result(reader=reader.name)
+    done = first
+    while done < cases and len(total.findings) < _MOST_FINDINGS:
+        part, died_at = _in_child(reader, cases, seed, done)
+        total.cases += part.cases
+        total.seconds += part.seconds
+        total.refused += part.refused
+        total.findings += part.findings
+        if died_at is None:
+            break
+        total.findings.append(Finding(case=died_at, what="the process died", where=""))
+        done = died_at + 1
+    return total
+
+
+def _in_child(reader: Reader, cases: int, seed: int, first: int) -> tuple[Result, int | None]:
+    with tempfile.TemporaryDirectory(prefix="edgekit-fuzz-") as place:
+        told = Path(place) / "result.json"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of threads at fork: none is used in the child
+            pid = os.fork()
+        if pid == 0:
+            _child(reader, cases, seed, first, Path(place))
+        os.waitpid(pid, 0)
+        progress = Path(place) / "case"
+        if told.is_file():
+            data = json.loads(told.read_text())
+            return Result(**{**data, "findings": [Finding(**f) for f in data["findings"]]}), None
+        at = int(progress.read_text()) if progress.is_file() else first
+        return Result(reader=reader.name, cases=at - first), at
+
+
+def _child(reader: Reader, cases: int, seed: int, first: int, place: Path) -> None:
+    code = 1
+    try:
+        faulthandler.enable()
+        signal.signal(signal.SIGALRM, _alarm)
+        warnings.simplefilter("ignore")
+        if not reader.isolated:
+            _limit_memory()
+        result = _cases(reader, cases, seed, first, place)
+        (place / "result.json").write_text(json.dumps(asdict(result)))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _limit_memory() -> None:
+    reserved = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (reserved + _MEMORY_BYTES, reserved + _MEMORY_BYTES))
+
+
+def _cases(reader: Reader, cases: int, seed: int, first: int, place: Path) -> Result:
+    result = Result(reader=reader.name)
+    corpus = reader.corpus()
+    for whole in corpus:
+        refused = _one(reader, whole, place)  # what imports and caches cost is not growth
+        assert not (refused and reader.accepts), "a whole input is refused"
+    started, before = time.monotonic(), _peak_kib()
+    for case in range(first, cases):
+        (place / "case").write_text(str(case))
+        data = case_bytes(reader, corpus, seed, case)
+        try:
+            result.refused += _one(reader, data, place)
+        except _SlowError:
+            result.findings.append(Finding(case=case, what=f"longer than {_CASE_LIMIT_S:g} s", where=""))
+        except BaseException as error:
+            result.findings.append(Finding(case=case, what=f"{type(error).__name__}: {error}"[:300], where=_place(error)))
+        if _peak_kib() - before > _GROWTH_KIB:
+            result.findings.append(Finding(case=case, what="more than a GiB of memory", where=""))
+            before = _peak_kib()
+        result.cases += 1
+        if len(result.findings) >= _MOST_FINDINGS:
+            break
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _peak_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
+
+
+def _one(reader: Reader, data: bytes, place: Path) -> bool:
+    """Run one case in a new folder; return whether it was refused. Raises whatever is no EdgekitError."""
+    folder = place / "in"
+    folder.mkdir()
+    path = folder / reader.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    try:
+        with _limited(), _silent(), contextlib.chdir(folder):
+            reader.read(path)
+    except EdgekitError as error:
+        assert str(error).strip(), "an error without words"
+        return True
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if strange := {p.name for p in place.iterdir()} - {"case", "in"}:
+            raise AssertionError(f"files outside of the folder: {strange}")
+    return False
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    # Native code that hangs gets no Python signal: then the whole process goes.
+    faulthandler.dump_traceback_later(3 * _CASE_LIMIT_S, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, _CASE_LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
