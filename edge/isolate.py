@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ DEFAULT_FILE_LIMIT_GB = 32.0
 _PROGRESS_FD_VARIABLE = "EDGEKIT_PROGRESS_FD"
 _GRACE_S = 2.0
 _LONGEST_TEMPORARY = 60
+
+
+# Children of this process that run now.
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 def no_progress(text: str, share: float | None = None) -> None:
@@ -123,11 +128,41 @@ def _started(command: list[str], log: Path, progress: Progress) -> Iterator[subp
         os.close(write_fd)
     reader = threading.Thread(target=_forward_progress, args=(read_fd, progress), daemon=True)
     reader.start()
+    _running.add(process)
     try:
         yield process
     finally:
+        _running.discard(process)
         _stop(process)
         reader.join(_GRACE_S)
+
+
+@contextlib.contextmanager
+def together(count: int) -> Iterator[Callable[..., Future[Any]]]:
+    """Yield `submit(function, *arguments)`, which runs up to `count` functions that call stages, one per core.
+
+    Where the block ends with an exception, Ctrl-C among them, all stages that run are stopped before it goes on.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(max(1, min(count, cores)))
+    submitted: list[Future[Any]] = []
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        submitted.append(pool.submit(function, *arguments))
+        return submitted[-1]
+
+    try:
+        yield submit
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # A thread may be about to start its child: look again until all have ended.
+        while not all(future.done() for future in submitted):
+            for process in list(_running):
+                _stop(process)
+            time.sleep(0.02)
+        raise
+    finally:
+        pool.shutdown()
 
 
 def call(

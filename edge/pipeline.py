@@ -177,10 +177,23 @@ def _build_group(
     if project.training is not None:
         answer = training.run(project, carrier, [s.target for s in steps], codec.to_json(imported), folder, progress)
         imported = codec.from_json(Imported, answer)
-    built = {key: build_program(project, step, imported, folder, progress) for key, step in _unique(steps).items()}
+    built = _build_programs(project, _unique(steps), imported, folder, progress)
     built = check_programs(project, steps, imported, built, folder, progress)
     built = measure_latency(project, steps, built, folder, progress)
     return {key: (imported, b) for key, b in built.items()}
+
+
+def _build_programs(
+    project: Project, steps: Mapping[str, Step], imported: Imported, folder: Path, progress: Progress
+) -> dict[str, Built]:
+    """Build the programs of a group, as many at once as there are cores."""
+
+    def make(step: Step) -> Built:
+        return build_program(project, step, imported, folder, progress)
+
+    with isolate.together(len(steps)) as submit:
+        made = {key: submit(make, step) for key, step in steps.items()}
+        return {key: future.result() for key, future in made.items()}
 
 
 def _key(step: Step) -> str:

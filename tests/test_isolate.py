@@ -124,3 +124,28 @@ def test_the_memory_limit_variable_must_be_a_number(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("EDGEKIT_MEMORY_LIMIT_GB", "much")
     with pytest.raises(errors.ConfigError, match="'much'"):
         isolate.default_memory_limit()
+
+
+def test_stages_run_together_and_in_their_own_order(tmp_path: Path) -> None:
+    """Several stages at once give each its own result."""
+    folders = [tmp_path / str(n) for n in range(5)]
+    for folder in folders:
+        folder.mkdir()
+    with isolate.together(len(folders)) as submit:
+        made = [submit(call, "double", {"value": n}, folder) for n, folder in enumerate(folders)]
+        assert [m.result() for m in made] == [{"value": 2 * n} for n in range(5)]
+
+
+def test_a_failure_stops_the_stages_beside_it(tmp_path: Path) -> None:
+    """Where one of several fails, the others are stopped at once, and none is left running."""
+    folders = [tmp_path / "hang", tmp_path / "refuse"]
+    for folder in folders:
+        folder.mkdir()
+    pid_file = tmp_path / "pid"
+    started = time.monotonic()
+    with pytest.raises(errors.SourceError), isolate.together(2) as submit:
+        submit(call, "hang", {"pid_file": str(pid_file)}, folders[0])
+        assert wait_until(lambda: pid_file.exists() and pid_file.read_text())
+        submit(call, "refuse", {}, folders[1]).result()
+    assert time.monotonic() - started < 60
+    assert wait_until(lambda: not alive(int(pid_file.read_text())))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from edge import codec
 from edge.calibration.affine import from_program, to_program
 from edge.calibration.data import open_dataset
+from edge.calibration.quality import InputSaturation
 from edge.calibration.selection import Selection
 from edge.errors import ArtifactError, blaming
 from edge.findings import Finding
@@ -54,6 +57,7 @@ class Subject:
         self.metric = metric
         outputs = {t.name: t.quantization for t in session.signature.outputs}
         self.parity = parity.Parity(outputs)
+        self.saturation = InputSaturation(session.signature.inputs)
         self.golden: list[tuple[dict[str, Array], dict[str, Array], dict[str, Array]]] = []
 
     def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
@@ -66,11 +70,54 @@ class Subject:
     def take(self, inputs: Mapping[str, Array], reference: Mapping[str, Array], label: Any, keep: bool) -> None:
         """Run one sample and collect."""
         fed, stored, real = self.run(inputs)
+        self.saturation.see(inputs)
         self.parity.update(reference, real, stored)
         if self.metric is not None:
             self.metric.update(real, label)
         if keep:
             self.golden.append((fed, stored, dict(reference)))
+
+
+class _Side:
+    """Programs that run side by side, each in a thread of its own: runtimes let others run while they compute.
+
+    Samples are handed over in blocks, so that small networks do not wait for threads; each program sees all samples in
+    order, and the results are those of one after the other.
+    """
+
+    block = 16
+
+    def __init__(self, *subjects: Subject) -> None:
+        self._subjects = subjects
+        self._waiting: list[tuple[Any, ...]] = []
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(min(len(subjects), cores))
+
+    def __enter__(self) -> _Side:
+        return self
+
+    def take(self, *sample: Any) -> None:
+        """Run one sample, now or with the next block."""
+        self._waiting.append(sample)
+        if len(self._waiting) >= self.block:
+            self._run()
+
+    def _run(self) -> None:
+        block, self._waiting = self._waiting, []
+        for done in [self._pool.submit(_take_all, subject, block) for subject in self._subjects]:
+            done.result()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._run()
+        finally:
+            self._pool.shutdown()
+
+
+def _take_all(subject: Subject, block: Sequence[tuple[Any, ...]]) -> None:
+    for sample in block:
+        subject.take(*sample)
 
 
 def check_programs(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -84,14 +131,14 @@ def check_programs(request: dict[str, Any], progress: Progress) -> dict[str, Any
     carrier = Subject(_open_carrier(request), make())
     subjects = [Subject(_open(p["runtime"], p["path"], p["kernels"]), make()) for p in request["programs"]]
     keep = set(_evenly(reference.count, GOLDEN_VECTORS))
-    for index, sample in enumerate(samples):
-        expected = reference.sample(index)
-        # Data without labels: how far each program follows the float source is all that can be told.
-        label = expected if sample.label is None else sample.label
-        floats.update(expected, label)
-        for subject in (carrier, *subjects):
-            subject.take(sample.inputs, expected, label, index in keep)
-        progress("checking accuracy", (index + 1) / reference.count)
+    with _Side(carrier, *subjects) as sides:
+        for index, sample in enumerate(samples):
+            expected = reference.sample(index)
+            # Data without labels: how far each program follows the float source is all that can be told.
+            label = expected if sample.label is None else sample.label
+            floats.update(expected, label)
+            sides.take(sample.inputs, expected, label, index in keep)
+            progress("checking accuracy", (index + 1) / reference.count)
     # A fine-tuned network computes something else than the one it was made of, and shall.
     trained = bool(request.get("trained"))
     carrier_findings = () if trained else parity.carrier_findings(carrier.parity.result())
@@ -154,7 +201,7 @@ def _summary(
         "detectable_drop": difference.detectable,
         "interval_method": difference.method,
     }
-    findings = [*carrier_findings, *parity.output_findings(records)]
+    findings = [*carrier_findings, *parity.output_findings(records), *subject.saturation.findings()]
     return {
         "accuracy": accuracy,
         "parity": [_parity(record, carried.get(record.name)) for record in records],
