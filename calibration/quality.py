@@ -1,22 +1,29 @@
-"""Whether calibration data is enough: ranges that still grow would be wider with more samples."""
+"""Whether calibration data is enough: ranges that still grow, or that other data exceeds, would be wider with more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edge.findings import Finding
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from edge.calibration.ranges import Estimator
+    from edge.signature import TensorSpec
 
 # A tensor grows where the second half of the samples widens its interval by this share.
 GROWTH = 0.25
 _SHARE = 0.1
 _LEAST = 50
+# Estimators that cut off lose up to a tenth of this on purpose.
+_CUT_SHARE = 0.01
+_ENDS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32768, 32767)}
 
 
 class Growth:
@@ -89,3 +96,44 @@ def growth_findings(growing: Mapping[str, float], tensors: int, samples: int) ->
             fix="Calibrate with more samples, or with an estimator that cuts off (int8-entropy, int8-tuned).",
         ),
     )
+
+
+class InputSaturation:
+    """How many real values of integer inputs lie beyond what their scale and zero point can hold.
+
+    They are cut off on the device: the range that was calibrated is too narrow for the data. `see` takes real values of
+    any shape by input name; a value within one step of the end is not counted.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec]) -> None:
+        self._ends: dict[str, tuple[float, float]] = {}
+        self._cut: dict[str, list[int]] = {}
+        for spec in inputs:
+            q = spec.quantization
+            if q is not None and spec.dtype in _ENDS and len(q.scale) == 1:
+                low, high = ((end - q.zero_point[0]) * q.scale[0] for end in _ENDS[spec.dtype])
+                self._ends[spec.name] = (low - q.scale[0], high + q.scale[0])
+                self._cut[spec.name] = [0, 0]
+
+    def see(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
+        """Count one sample's values."""
+        for name, (low, high) in self._ends.items():
+            values = np.asarray(inputs[name], np.float64)
+            self._cut[name][0] += int(((values < low) | (values > high)).sum())
+            self._cut[name][1] += int(values.size)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Return INPUT_SATURATED for each input of which more than 1 % is cut off."""
+        shares = {name: cut / count for name, (cut, count) in self._cut.items() if count}
+        return tuple(
+            Finding(
+                rule="INPUT_SATURATED",
+                severity="warning",
+                op=name,
+                message=f"{share:.1%} of the values that input {name!r} gets on evaluation lie beyond the calibrated "
+                f"range of {self._ends[name][0]:.4g} to {self._ends[name][1]:.4g} and are cut off.",
+                fix="Calibrate with data like that which evaluates; check that both have the same preprocessing.",
+            )
+            for name, share in shares.items()
+            if share > _CUT_SHARE
+        )

@@ -18,6 +18,8 @@ SELECTION_SAMPLES = 500
 # From so many samples that nothing else uses on, they choose; below, a third of the calibration samples does.
 _LEAST_FREE = 100
 _LEAST_TO_CARVE = 30
+# Noise of a thousandth of the signal.
+_CLOSE_DB = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +93,12 @@ class Policy:
 def best(outcomes: Sequence[Outcome]) -> Outcome:
     """Return the outcome with the smallest drop; among those that the samples do not tell apart, the least noise.
 
-    Not told apart: within a quarter of the half-width of the best one's interval.
+    Not told apart: within a quarter of the half-width of the best one's interval. From 30 dB on, less noise no longer
+    decides, and the first is taken: a search over few samples would prefer what happens to fit them.
     """
     first = min(outcomes, key=lambda o: o.drop)
     width = 0.0 if first.drop_low is None or first.drop_high is None else (first.drop_high - first.drop_low) / 8
-    return max((o for o in outcomes if o.drop <= first.drop + width), key=lambda o: o.snr_db)
+    return max((o for o in outcomes if o.drop <= first.drop + width), key=lambda o: min(o.snr_db, _CLOSE_DB))
 
 
 def pareto(outcomes: Sequence[Outcome]) -> set[int]:

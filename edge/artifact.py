@@ -400,6 +400,8 @@ def _check_file(root: Path, f: FileRecord) -> None:
     path = root / relative
     if not path.is_file():
         raise ArtifactError(f"{path} is missing from the artifact.", hint="Build the artifact again.")
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise ArtifactError(f"{path} is a link that leads out of the artifact.", hint="Do not trust it.")
     found = sha256(path)
     if found != f.sha256:
         raise ArtifactError(

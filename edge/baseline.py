@@ -126,7 +126,7 @@ def _latency(
     ratio = record.ratio
     message = (
         f"{ratio.ratio:.3f} times the baseline's {'instructions' if record.unit == 'instructions' else 'latency'} on "
-        f"{record.device} ({record.mode}, {ratio.confidence:.0%} interval [{ratio.low:.3f}, {ratio.high:.3f}]): "
+        f"{record.device} ({record.mode}, {ratio.confidence:.1%} interval [{ratio.low:.3f}, {ratio.high:.3f}]): "
         f"{record.outcome}; allowed {1 + limits.slowdown:.3f}."
     )
     return [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import artifact as artifacts
-from edge import codec, isolate, verdict
+from edge import bare, codec, isolate, verdict
 from edge.artifact import Artifact, Manifest
 from edge.budgets import Budgets
 from edge.errors import ArtifactError, ConfigError, DeviceError, UsageError
@@ -71,8 +71,11 @@ def place_of(opened: Artifact, target: Target, request: Request) -> Place:
 def check(path: Path, request: Request, progress: Progress = isolate.no_progress) -> Artifact:
     """Verify an artifact's digests and golden vectors, then measure it again; the artifact itself is not changed.
 
-    The float carrier stands for the float source, which is not in the artifact. Raises ArtifactError, DeviceError.
+    The float carrier stands for the float source, which is not in the artifact. A program file that edgekit did not
+    build is compared with this host's own outputs. Raises ArtifactError, DeviceError.
     """
+    if path.is_file():
+        return _check_bare(path, request, progress)
     opened = artifacts.read(path)
     manifest = opened.manifest
     target = target_of(manifest)
@@ -94,6 +97,13 @@ def check(path: Path, request: Request, progress: Progress = isolate.no_progress
             )
             latency = time_program(timing, work, progress)
     return _checked(opened, answer, latency, place.mode, request.budgets, target)
+
+
+def _check_bare(path: Path, request: Request, progress: Progress) -> Artifact:
+    """Check a program without an artifact: its samples are compared, and there is nothing to draw an accuracy from."""
+    kernels = request.kernels or timed_kernels(bare.PROGRAMS.get(path.suffix, "litert"))
+    with bare.as_artifact(path, kernels=kernels, evaluation=request.evaluation, progress=progress) as folder:
+        return replace(check(folder, replace(request, evaluation=None), progress), path=path)
 
 
 def _on_board(opened: Artifact, target: Target, request: Request, progress: Progress) -> Artifact:

@@ -25,6 +25,7 @@ The number is the process's exit code. Anything else that escapes is a bug of ou
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -136,6 +137,19 @@ class ArtifactError(EdgekitError):
     exit_code = 4
 
 
+# What a full disk, a folder that refuses or a missing file say; a seek to where a damaged file points is not among them.
+_OF_THE_SYSTEM = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.EIO,
+)
+
+
 @contextlib.contextmanager
 def blaming(kind: type[EdgekitError], what: str, *, hint: str | None = None) -> Iterator[None]:
     """Turn what a reader of untrusted content stumbles over into one error: "`what`: the reason".
@@ -148,7 +162,7 @@ def blaming(kind: type[EdgekitError], what: str, *, hint: str | None = None) -> 
     except EdgekitError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
             raise
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         raise kind(f"{what}: {type(error).__name__}: {first.strip()[:300]}", hint=hint) from error

@@ -351,10 +351,12 @@ def _shaped(raw: Array, spec: TensorSpec) -> Array | None:
 
 def _channels_moved(raw: Array, spec: TensorSpec, wanted: tuple[int, ...]) -> Array | None:
     """Return a channels-last array for a channels-first input, or the other way about."""
-    bare = raw[0] if raw.ndim == 4 and raw.shape[0] == 1 else raw
-    if spec.layout not in ("NHWC", "NCHW") or bare.ndim != 3:
+    if spec.layout == "other":
         return None
-    turned = bare.transpose((1, 2, 0) if spec.layout == "NHWC" else (2, 0, 1))
+    bare = raw[0] if raw.ndim == len(wanted) and raw.shape[0] == 1 else raw
+    if bare.ndim != len(wanted) - 1:
+        return None
+    turned = np.moveaxis(bare, 0, -1) if spec.layout in ("NHWC", "NLC") else np.moveaxis(bare, -1, 0)
     return turned[None] if _same(turned.shape, wanted[1:]) else None
 
 

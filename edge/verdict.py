@@ -10,7 +10,7 @@ from edge.artifact import Accuracy, Manifest, Verdict
 from edge.budgets import Budgets, strong_enough
 from edge.findings import Finding, Outcome
 from edge.report.summary import predicted_label
-from edge.targets.base import Target
+from edge.targets.base import Mode, Target
 
 # A loss of this share that the samples show is told even where nobody set a budget.
 _NOTABLE_DROP = 0.01
@@ -171,9 +171,9 @@ def _predicted_latency(predicted: Mapping[str, Any] | None, statistic: str) -> l
     return []
 
 
-def _why_open(numbers: list[_Number], wanted: str) -> str:
+def _why_open(numbers: list[_Number], wanted: Mode) -> str:
     for number in numbers:
-        if number.unusable:
+        if number.unusable and strong_enough(number.mode, wanted):
             return number.unusable
     if not numbers:
         return "it was not measured"

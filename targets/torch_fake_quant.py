@@ -236,6 +236,10 @@ def _from_fake(module: Any, node: Any) -> None:
     channel = "per_channel" in str(node.target)
     rest = list(node.args[3:])
     axis = int(rest.pop(0)) if channel else None
+    if "tensor_qparams" in str(node.target) and len(rest) > 2:
+        enabled = constant(module, rest.pop(0))  # the form that scales held by tensors are lowered to
+        if enabled is not None and not bool(enabled.reshape(-1)[0]):
+            raise ConversionError(f"{node.name!r} is fake quantization that is switched off.", hint=_HINT)
     low, high, shift = _limits(node, int(rest[0]), int(rest[1]))
     scale, zero = _settings(module, node, node.args[1:3])
     made = _insert(module, node, node.args[0], scale, zero + shift, axis, (low, high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,13 @@ NASTY = (
     "\x00\x01\x7f???/",
     "long " * 2000,
 )
+# A tensor's name reaches C code as a text that ends at the first NUL.
+NASTY_NAMES = ("in " + "".join(t.replace("\x00", "") for t in NASTY), "out " + "|".join(NASTY[:6]))
 INT8 = Quantization(scale=(0.05,), zero_point=(-3,))
 
 
-def _manifest(name: str, source: Signature, signature: Signature, **other: Any) -> Manifest:
+def manifest(name: str, source: Signature, signature: Signature, **other: Any) -> Manifest:
+    """Return the manifest of an artifact made by hand."""
     return Manifest(
         edgekit="0.1.0",
         created="2026-01-01T00:00:00Z",
@@ -79,7 +83,7 @@ def write(
     (root / f"model{suffix}").write_bytes(other.pop("stand_in", program))
     write_golden(root / "golden.npz", vectors)
     roles: dict[str, Any] = {f"model{suffix}": "program", "golden.npz": "golden"}
-    artifacts.write_manifest(root, _manifest(name, source, signature, **other), roles)
+    artifacts.write_manifest(root, manifest(name, source, signature, **other), roles)
     return root
 
 
@@ -100,53 +104,61 @@ def classifier(
     pre: Preprocess | None = None,
     channels: int = 3,
     name: str = "four-classes",
+    ends: tuple[str, str] = ("image", "scores"),
+    stored: str = "int8",
     **other: Any,
 ) -> Path:
-    """An int8 classifier of 12 x 10 images into four classes."""
+    """A classifier of 12 x 10 images into four classes; int8, or float where `stored` says so."""
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 0.1, (len(labels), 120 * channels)).astype(np.float32)
     g = GraphBuilder()
-    first = g.input("image", (1, 12, 10, channels), "int8", INT8)
-    real = g.op("DEQUANTIZE", [first], (1, 12, 10, channels))
+    found = INT8 if stored == "int8" else None
+    real = first = g.input(ends[0], (1, 12, 10, channels), stored, found)
+    if found:
+        real = g.op("DEQUANTIZE", [first], (1, 12, 10, channels))
     flat = g.op("RESHAPE", [real, g.const("shape", [1, 120 * channels])], (1, 120 * channels))
-    scores = g.fully_connected(flat, weights)
-    out = g.op("QUANTIZE", [scores], (1, len(labels)), dtype="int8", quantization=INT8)
-    g.output(out, "scores")
+    out = g.fully_connected(flat, weights)
+    if found:
+        out = g.op("QUANTIZE", [out], (1, len(labels)), dtype="int8", quantization=INT8)
+    g.output(out, ends[1])
     pre = pre or Preprocess(
         resize="bilinear", fit="crop", scale=1 / 127.5, mean=(1.0, 0.9, 1.1)[:channels], std=(1.0, 0.8, 1.2)[:channels]
     )
     source = Signature(
-        inputs=(TensorSpec(name="image", shape=(1, 12, 10, channels), layout="NHWC"),),
-        outputs=(TensorSpec(name="scores", shape=(1, len(labels))),),
-        preprocess={"image": pre},
+        inputs=(TensorSpec(name=ends[0], shape=(1, 12, 10, channels), layout="NHWC"),),
+        outputs=(TensorSpec(name=ends[1], shape=(1, len(labels))),),
+        preprocess={ends[0]: pre},
         task="classification",
         labels=labels,
     )
     signature = source.with_tensors(
-        (TensorSpec(name="image", shape=(1, 12, 10, channels), dtype="int8", layout="NHWC", quantization=INT8),),
-        (TensorSpec(name="scores", shape=(1, len(labels)), dtype="int8", quantization=INT8),),
+        (TensorSpec(name=ends[0], shape=(1, 12, 10, channels), dtype=stored, layout="NHWC", quantization=found),),
+        (TensorSpec(name=ends[1], shape=(1, len(labels)), dtype=stored, quantization=found),),
     )
     return write(folder, name, g.build(), source, signature, **other)
 
 
-def detector(folder: Path, **other: Any) -> Path:
+def detector(
+    folder: Path, *, boxes: int = 16, values: int = 4, post: Mapping[str, Any] | None = None, **other: Any
+) -> Path:
     """A float detector of 8 x 8 images with two outputs: boxes [1, 16, 4] and scores [1, 16, 3]."""
     rng = np.random.default_rng(2)
     g = GraphBuilder()
     image = g.input("image", (1, 8, 8, 3))
     flat = g.op("RESHAPE", [image, g.const("flat", [1, 192])], (1, 192))
-    boxes = g.fully_connected(flat, rng.normal(0, 0.02, (64, 192)), rng.uniform(0.1, 0.9, 64))
-    scores = g.fully_connected(flat, rng.normal(0, 0.2, (48, 192)))
-    g.output(g.op("RESHAPE", [boxes, g.const("b", [1, 16, 4])], (1, 16, 4)), "boxes")
-    g.output(g.op("RESHAPE", [scores, g.const("s", [1, 16, 3])], (1, 16, 3)), "scores")
+    first = g.fully_connected(flat, rng.normal(0, 0.02, (boxes * values, 192)), rng.uniform(0.1, 0.9, boxes * values))
+    scores = g.fully_connected(flat, rng.normal(0, 0.2, (boxes * 3, 192)))
+    g.output(g.op("RESHAPE", [first, g.const("b", [1, boxes, values])], (1, boxes, values)), "boxes")
+    g.output(g.op("RESHAPE", [scores, g.const("s", [1, boxes, 3])], (1, boxes, 3)), "scores")
     signature = Signature(
         inputs=(TensorSpec(name="image", shape=(1, 8, 8, 3), layout="NHWC"),),
-        outputs=(TensorSpec(name="boxes", shape=(1, 16, 4)), TensorSpec(name="scores", shape=(1, 16, 3))),
+        outputs=(TensorSpec(name="boxes", shape=(1, boxes, values)), TensorSpec(name="scores", shape=(1, boxes, 3))),
         preprocess={"image": Preprocess(resize="area", fit="letterbox", pad_value=114, colour="bgr", scale=1 / 255)},
         task="detection",
         labels=("car", "bus", "van"),
+        postprocess=post or {},
     )
-    return write(folder, "two-output-detector", g.build(), signature, signature, **other)
+    return write(folder, other.pop("name", "two-output-detector"), g.build(), signature, signature, **other)
 
 
 def segmenter(folder: Path, **other: Any) -> Path:
@@ -220,9 +232,22 @@ MAKERS = {
 }
 
 
-def nasty(folder: Path) -> Path:
+def nasty(folder: Path, **other: Any) -> Path:
     """A model whose labels and tensor names try to break out of every literal and comment."""
-    return classifier(folder, labels=NASTY, name='nasty "*/ name')
+    return classifier(folder, labels=NASTY, name='nasty "*/ name', ends=NASTY_NAMES, **other)
+
+
+def ssd(folder: Path, **other: Any) -> Path:
+    """The detector with generated anchors, a padded box row, offsets across first, and no regard of classes."""
+    post = {
+        "anchors": {"strides": [2, 4, 4], "ratios": [1.0, 2.0], "reduced_lowest": True, "interpolated_ratio": 0.0},
+        "box_scales": [10.0, 10.0, 5.0, 5.0],
+        "box_format": "xyxy",
+        "activation": "sigmoid",
+        "score_threshold": 0.55,
+        "class_agnostic": True,
+    }
+    return detector(folder, boxes=16 * 3 + 4 * 4, values=6, post=post, name="ssd", **other)
 
 
 def dequantized(stored: NDArray[Any], quantization: Quantization) -> NDArray[np.float32]:

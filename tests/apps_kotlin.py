@@ -127,9 +127,12 @@ def stub_classes() -> Path:
     return target
 
 
-def run_java(main: str, classpath: list[Path], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run_java(
+    main: str, classpath: list[Path], arguments: list[str], properties: dict[str, Path] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a compiled program."""
     path = os.pathsep.join(map(str, [stdlib(), *classpath]))
+    flags = [f"-D{name}={value}" for name, value in (properties or {}).items()]
     return subprocess.run(
-        ["java", "-cp", path, main, *arguments], check=False, capture_output=True, text=True, timeout=120
+        ["java", *flags, "-cp", path, main, *arguments], check=False, capture_output=True, text=True, timeout=120
     )

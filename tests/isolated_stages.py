@@ -68,3 +68,24 @@ def counted(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     result.parent.mkdir(exist_ok=True)
     result.write_text(2 * Path(request["input"]).read_text() + Path(request["beside"]).read_text())
     return {"file": str(result), "text": f"see {result}", "opened": [request["beside"]]}
+
+
+def write_much(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    with Path(request["path"]).open("wb") as stream:
+        for _ in range(64):
+            stream.write(bytes(1 << 20))
+    return {}
+
+
+def native_write_much(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Write as native code does, which dies of the signal that Python ignores."""
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    return write_much(request, progress)
+
+
+def temporary_folder(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    import tempfile
+
+    return {"folder": tempfile.mkdtemp()}

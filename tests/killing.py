@@ -55,13 +55,10 @@ class Bench:
         command = [sys.executable, "-m", "edge", "build", "net.tflite", "--target", TARGET]
         command += ["--calibration", "data.npz", "--latency", "none", "-q", "-o", str(self.out)]
         own = {"TMPDIR": str(self.tmp), "EDGEKIT_CACHE": str(self.cache), "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env={**os.environ, **own},
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "said").open("wb"),
-        )
+        with (self.folder / "said").open("wb") as said:
+            return subprocess.Popen(
+                command, cwd=self.folder, env={**os.environ, **own}, stdout=subprocess.DEVNULL, stderr=said
+            )
 
     def run_to_end(self) -> None:
         """Build; fail with what was said where the build does."""

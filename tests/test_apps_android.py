@@ -17,15 +17,17 @@ from edge.apps.contract import Contract
 from edge.apps.export import export
 from edge.errors import ConfigError
 from edge.signature import Preprocess, Signature, TensorSpec
-from tests import apps_artifacts, apps_kotlin
+from tests import apps_artifacts, apps_kotlin, apps_programs
 from tests.tflite_builder import GraphBuilder
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared/models/data-coco-permissive/vww_u8_96.npz"
 
 
-# Modules that differ in their engine or labels only: the rest was compiled with the others.
-ENGINES = ("interpreter", "executorch", "mobile", "nasty")
+# Files that are the same in all modules but for their names: compiled in one.
 _SAME = ("GoldenTest.kt", "MainActivity.kt")
+KINDS = tuple(kind.replace("_", "") for kind in apps_artifacts.MAKERS)
+LITERT = (*KINDS, "nasty", "ssd")
+WORDS = (*LITERT, *(f"{runtime}.{kind}" for runtime in ("tflite", "executorch", "mobile") for kind in KINDS))
 
 
 @dataclass(frozen=True)
@@ -39,62 +41,90 @@ class Built:
         """Run the golden checks of a module on the JVM; return what they print."""
         data = data or next((self.folder / word).rglob("golden.bin"))
         labels = str(self.folder / f"{word}.labels")
-        done = apps_kotlin.run_java(
-            f"com.example.{word}.Main_{word}Kt", [self.folder / "classes"], [str(data), labels, *extra]
-        )
+        main = f"com.example.{word}.Main_{word.replace('.', '_')}Kt"
+        done = apps_kotlin.run_java(main, [self.folder / "classes"], [str(data), labels, *extra])
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def device_test(self, assets: Path) -> dict[str, str]:
+        """Run the classifier's device test with these assets, as far as it needs no runtime; return what it says."""
+        tests = next((self.folder / "classifier").rglob("golden.bin")).parent
+        classpath = [self.folder / "classes", apps_kotlin.stub_classes()]
+        properties = {"edgekit.assets": assets, "edgekit.tests": tests}
+        done = apps_kotlin.run_java("com.example.classifier.DeviceMainKt", classpath, [], properties)
+        assert done.returncode == 0, done.stderr
+        return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+
 
 def _sources(folder: Path, word: str) -> list[Path]:
-    main = folder / f"Main_{word}.kt"
+    main = folder / f"Main_{word.replace('.', '_')}.kt"
     text = (apps_kotlin.STUBS / "JvmMain.kt.txt").read_text()
     main.write_text(text.replace("@@PACKAGE@@", f"com.example.{word}"))
-    found = [p for p in sorted((folder / word).rglob("*.kt")) if not (word in ENGINES and p.name in _SAME)]
-    return [*found, main]
+    return [*(p for p in sorted((folder / word).rglob("*.kt")) if word in KINDS or p.name not in _SAME), main]
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Five kinds of models for LiteRT, the other runtimes, and hostile names, in one compilation."""
+    """Five kinds of models for each of the four runtimes, anchors, and hostile names, in one compilation.
+
+    The programs are real ones; those of ExecuTorch and PyTorch Mobile are left out where the frameworks are absent.
+    """
     apps_kotlin.required()
     folder = tmp_path_factory.mktemp("kotlin")
     contracts: dict[str, Contract] = {}
 
     def add(word: str, runtime: str, artifact: Path) -> None:
-        options = ExportOptions(platform="android", runtime=runtime, package=f"com.example.{word}")
+        options = ExportOptions(platform="android", runtime=runtime, package=f"com.example.{word}", author='"*/ $x')
         contracts[word] = export(artifact, folder / word, options).contract
 
     for kind, maker in apps_artifacts.MAKERS.items():
         add(kind.replace("_", ""), "litert", maker(folder / "a" / kind))
-    torch = {"runtime": "executorch", "suffix": ".pte", "tools": {"executorch": "1.4.1+cpu"}}
-    add("interpreter", "tflite", apps_artifacts.two_inputs(folder / "a" / "tfl"))
-    add("executorch", "executorch", apps_artifacts.detector(folder / "a" / "et", **torch))
-    add(
-        "mobile", "pytorch-mobile", apps_artifacts.segmenter(folder / "a" / "pm", runtime="torch_mobile", suffix=".ptl")
-    )
+        add(f"tflite.{kind.replace('_', '')}", "tflite", maker(folder / "a" / "tfl" / kind))
     add("nasty", "litert", apps_artifacts.nasty(folder / "a" / "nasty"))
+    add("ssd", "litert", apps_artifacts.ssd(folder / "a" / "ssd"))
+    if apps_programs.available():
+        for kind in apps_artifacts.MAKERS:
+            add(f"executorch.{kind.replace('_', '')}", "executorch", apps_programs.folder() / "executorch" / kind)
+            add(f"mobile.{kind.replace('_', '')}", "pytorch-mobile", apps_programs.folder() / "torch_mobile" / kind)
     sources = [path for word in contracts for path in _sources(folder, word)]
-    apps_kotlin.compile_kotlin(sources, folder / "classes", [apps_kotlin.stub_classes()])
+    device = folder / "DeviceMain.kt"
+    device.write_text(
+        (apps_kotlin.STUBS / "DeviceMain.kt.txt").read_text().replace("@@PACKAGE@@", "com.example.classifier")
+    )
+    apps_kotlin.compile_kotlin([*sources, device], folder / "classes", [apps_kotlin.stub_classes()])
     return Built(contracts, folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "word",
-    ["classifier", "detector", "segmenter", "keywords", "twoinputs", "interpreter", "executorch", "mobile", "nasty"],
-)
+@pytest.mark.frameworks
+@pytest.mark.parametrize("word", WORDS)
 def test_generated_kotlin_compiles_and_gives_the_golden_results(built: Built, word: str) -> None:
     """Class, engine, device test and sample compile; pre- and postprocessing on the JVM equal the build's."""
+    if word not in built.contracts:
+        pytest.skip("needs torch and executorch")
     assert built.check(word) == "done\n"
 
 
 @pytest.mark.slow
+@pytest.mark.frameworks
+def test_tampered_model_fails_the_device_test(built: Built, tmp_path: Path) -> None:
+    """The device test's own check of the digest passes on the packed model, and fails after one byte changed."""
+    assets = next((built.folder / "classifier").rglob("model.tflite")).parent
+    passed = {"preprocessing": "passed", "postprocessing": "passed", "model": "passed"}
+    assert built.device_test(assets) == passed
+    data = bytearray((assets / "model.tflite").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "model.tflite").write_bytes(data)
+    assert built.device_test(tmp_path) == {**passed, "model": "FAIL: expected true"}
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
 def test_nasty_names_mean_the_same_in_kotlin(built: Built) -> None:
     """Labels and tensor names that try to break out of literals arrive unchanged."""
     built.check("nasty")
     texts = (built.folder / "nasty.labels").read_bytes().decode().split("\uffff")
-    assert texts == [*apps_artifacts.NASTY, "image"]
+    assert texts == [*apps_artifacts.NASTY, apps_artifacts.NASTY_NAMES[0]]
 
 
 def _images() -> list[NDArray[np.uint8]]:
@@ -108,6 +138,7 @@ def _images() -> list[NDArray[np.uint8]]:
 
 
 @pytest.mark.slow
+@pytest.mark.frameworks
 @pytest.mark.parametrize("word", ["classifier", "detector", "segmenter", "twoinputs"])
 def test_100_images_are_bit_exact_on_the_jvm(built: Built, word: str, tmp_path: Path) -> None:
     """Bilinear, nearest, area and antialias, all fits, RGB, BGR and gray: every byte equals numpy's."""
@@ -118,6 +149,7 @@ def test_100_images_are_bit_exact_on_the_jvm(built: Built, word: str, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.frameworks
 def test_wrong_normalisation_fails_the_golden_check(built: Built, tmp_path: Path) -> None:
     """Golden inputs made with another mean are told apart from the module's own."""
     made = built.contracts["classifier"]
@@ -132,6 +164,7 @@ def test_wrong_normalisation_fails_the_golden_check(built: Built, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.frameworks
 def test_compiler_and_stubs_refuse_a_wrong_call(built: Built, tmp_path: Path) -> None:
     """A misspelt method of the runtime is an error, so that compiling against the stubs proves something."""
     engine = next((built.folder / "classifier").rglob("Engine.kt"))
@@ -143,6 +176,7 @@ def test_compiler_and_stubs_refuse_a_wrong_call(built: Built, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.frameworks
 def test_compiled_module_becomes_an_aar_with_a_stored_model(built: Built, tmp_path: Path) -> None:
     """The classes that were compiled, the assets and the keep rules make an AAR; its model is stored and equal."""
     import io

@@ -308,7 +308,7 @@ def test_postprocess_option_lists_every_problem(tmp_path: Path) -> None:
     parts = ("kind is 'magic'", "'colour=red' is not one of", "nms is 'maybe'", "top_k is 'x'", "box_scales is [1, 2]")
     for part in parts:
         assert part in caught.value.message
-    with pytest.raises(ConfigError, match="output is 7; .* boxes is 'nowhere'"):
+    with pytest.raises(ConfigError, match=r"output is 7; .* boxes is 'nowhere'"):
         tasks.given_by({"boxes": "nowhere"}, "output=7", ())
 
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edge.calibration import estimators, ranges
+from edge.calibration import estimators, quality, ranges
 from edge.calibration import recipe as recipes
 from edge.calibration.histogram import Histogram
 from edge.calibration.recipe import Recipe
 from edge.errors import QuantizationError
+from edge.signature import Quantization, TensorSpec
 
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 ARRAYS = arrays(np.float32, st.integers(1, 40), elements=FINITE)
@@ -215,3 +216,27 @@ def test_wide_activations_have_more_levels() -> None:
     values = np.random.default_rng(0).laplace(size=50_000).astype(np.float32)
     narrow, wide = (ranges.rule_for(Recipe(scheme=s, estimator="mse"))(_histogram(values)) for s in ("int8", "int8x16"))
     assert narrow[1] < wide[1]
+
+
+def _input(dtype: str, scale: float, zero: int) -> TensorSpec:
+    return TensorSpec(
+        name="x", shape=(1, 4), dtype=dtype, quantization=Quantization(scale=(scale,), zero_point=(zero,))
+    )
+
+
+def test_values_beyond_the_calibrated_input_range_are_told() -> None:
+    """int8 of scale 0.01 and zero point 0 holds -1.28 to 1.27; one step beyond is not counted."""
+    watch = quality.InputSaturation([_input("int8", 0.01, 0)])
+    watch.see({"x": np.array([[0.0, 1.275, -1.285, 1.0]], np.float32)})
+    assert watch.findings() == ()
+    watch.see({"x": np.array([[2.0, -9.0, 0.5, 1.0]], np.float32)})
+    (found,) = watch.findings()
+    assert (found.rule, found.op) == ("INPUT_SATURATED", "x")
+    assert found.message.startswith("25.0% of the values")
+
+
+def test_float_inputs_cut_nothing_off() -> None:
+    """An input without a scale takes any value."""
+    watch = quality.InputSaturation([TensorSpec(name="x", shape=(1, 4))])
+    watch.see({"x": np.full((1, 4), 1e9, np.float32)})
+    assert watch.findings() == ()

@@ -413,6 +413,30 @@ def test_finding_of_one_class() -> None:
     assert [f.message for f in found] == ["all 40 evaluation samples have the label 3"]
 
 
+@pytest.mark.parametrize(
+    ("labels", "role", "missing"),
+    [
+        ([0, 1, 2, 3] * 10, "calibration", "none is of class 4, 5, 6, 7, 8, 9"),
+        ([0, 1, 2, 3] * 10, "evaluation", "none is of class 4, 5, 6, 7, 8, 9"),
+        (list(range(10)) * 4, "calibration", ""),
+        ([0, 1, 2, 3, 10] * 8, "calibration", ""),
+        ([0] * 40, "calibration", "none is of class 1, 2, 3, 4, 5, 6, 7, 8, ..."),
+    ],
+)
+def test_finding_of_missing_classes(labels: list[int], role: Role, missing: str) -> None:
+    """Classes of the model without a sample are named; labels that are no classes of it tell nothing."""
+    found = [f for f in inspect_samples(samples(NOISE, labels), VECTOR, role=role) if f.rule == "MISSING_CLASSES"]
+    assert len(found) == bool(missing)
+    assert all(missing in f.message for f in found)
+
+
+def test_as_many_classes_as_chance_leaves_out_are_not_missing() -> None:
+    """40 samples cannot hold all of 1,000 classes."""
+    many = signature(4, classes=1000)
+    labels = [int(i) for i in np.random.default_rng(0).integers(0, 1000, 40)]
+    assert inspect_samples(samples(NOISE, labels), many, role="calibration") == ()
+
+
 # --- real data ---------------------------------------------------------------------------------------------------
 
 

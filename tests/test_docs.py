@@ -1,47 +1,121 @@
-"""README, docs and help are true: every command line in them parses, every named file and finding is there."""
+"""README, docs and help are true: every command in them runs, every named file and finding is there."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from edge.cli import application
+from tests import docs_commands, docs_workspace
+from tests.docs_commands import PAGES, ROOT, Command
+from tools import messages, reference
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def command_lines() -> list[tuple[str, str]]:
-    """Return (page, line) of each `edgekit …` line in a fenced block."""
-    found = []
-    for page in PAGES:
-        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-            joined = block.replace("\\\n", " ")
-            found += [(page.name, line.strip()) for line in joined.splitlines() if line.strip().startswith("edgekit ")]
-    return found
+COMMANDS = [command for page in PAGES for command in docs_commands.of(page)]
 
 
-@pytest.mark.parametrize(("page", "line"), command_lines())
-def test_a_documented_command_line_parses(page: str, line: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: f"{c.page}:{c.line[:60]}")
+def test_a_documented_command_line_parses(command: Command) -> None:
     """Commands, options and arguments that a page shows exist."""
-    words = shlex.split(line, comments=True)[1:]
+    words = shlex.split(command.line)[1:]
     group = typer.main.get_command(application())
     context = group.make_context("edgekit", words[:1], resilient_parsing=True)
-    name, command, _ = group.resolve_command(context, words)  # type: ignore[attr-defined]
-    assert command is not None, f"{page}: no command {words[0]}"
-    command.make_context(name, words[1:])
+    while hasattr(group, "resolve_command"):
+        name, group, words = group.resolve_command(context, words)
+        assert group is not None, f"{command.page}: no command {name}"
+        context = group.make_context(name, list(words), resilient_parsing=hasattr(group, "resolve_command"))
 
 
-def test_the_documents_show_commands() -> None:
-    """The check above has something to check: at least ten lines."""
-    assert len(command_lines()) >= 10
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Return one folder with small models, and the environment of commands in it: they share a cache."""
+    folder = tmp_path_factory.mktemp("docs")
+    docs_workspace.make(folder)
+    cache = {"EDGEKIT_CACHE": str(folder / ".cache"), "EDGEKIT_CACHE_LIMIT_GB": "1", "PYTHONPATH": str(ROOT)}
+    return folder, {**os.environ, **cache}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.frameworks
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({c.page for c in COMMANDS if not c.reason}))
+def test_the_commands_of_a_page_run(page: str, workspace: tuple[Path, dict[str, str]]) -> None:
+    """One after the other they end with the exit code that the page says, 0 where it says none."""
+    folder, environment = workspace
+    failed = []
+    for command in (c for c in COMMANDS if c.page == page and not c.reason):
+        docs_workspace.provide(folder, command.line, environment)
+        words = [sys.executable, "-m", "edge", *shlex.split(command.line)[1:]]
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode != command.exit_code:
+            failed.append(f"{command.line}\nexit code {done.returncode}\n{done.stdout[-800:]}\n{done.stderr[-1500:]}")
+    assert not failed, "\n\n".join(failed)
+
+
+def test_most_documented_commands_run() -> None:
+    """What does not run is the smaller part, and each has its reason."""
+    run = [c for c in COMMANDS if not c.reason and "reference" not in c.page]
+    assert len(run) >= 40
+    assert len(run) > len([c for c in COMMANDS if c.reason and "reference" not in c.page])
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    """Generated parts of pages are up to date: `python -m tools.reference` writes them."""
+    stale = [page.name for page, (old, new) in reference.pages().items() if old != new]
+    assert stale == []
+
+
+def test_every_finding_is_in_the_reference() -> None:
+    """Each rule in the code has its line, and the lines are of rules that exist."""
+    text = (ROOT / "docs/reference-findings.md").read_text(encoding="utf-8")
+    assert {t.rule for t in messages.findings()} == set(re.findall(r"^\| `([A-Z0-9_]+)`", text, re.MULTILINE))
+
+
+def test_every_warning_is_in_the_troubleshooting() -> None:
+    """Each rule that can be a warning or an error is explained by what one sees."""
+    text = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", text))
+    known = {t.rule for t in messages.findings()}
+    serious = {t.rule for t in messages.findings() if t.severity != "info" and not _of_operators(t)}
+    assert serious - named == set()
+    assert {n for n in named if "_" in n and not n.startswith("EDGEKIT_")} - known == set()
+
+
+def _of_operators(told: messages.Told) -> bool:
+    """Tell the rules of single Edge TPU operators, which say themselves what to do."""
+    return told.module == "targets/edgetpu/rules.toml"
+
+
+@pytest.mark.parametrize("folder", ["targets", "sources"])
+def test_each_target_and_each_source_has_a_page(folder: str) -> None:
+    """A page is there for each entry of the catalogue and of the registry, and for nothing else."""
+    known = reference.targets.names() if folder == "targets" else [k.kind for k in reference._own_kinds()]
+    pages = {p.stem for p in (ROOT / "docs" / folder).glob("*.md")}
+    assert pages == set(known)
+
+
+def test_the_variables_of_the_environment_are_documented() -> None:
+    """Each EDGEKIT_ variable that the code reads stands in the reference; one is between a parent and its child."""
+    code = {v for _, tree in messages.sources() for v in re.findall(r"EDGEKIT_[A-Z_]+[A-Z]", messages.ast.unparse(tree))}
+    assert code - {"EDGEKIT_PROGRESS_FD"} == set(reference.VARIABLES)
+
+
+@pytest.mark.skipif(shutil.which("mkdocs", path=str(Path(sys.executable).parent)) is None, reason="no mkdocs")
+def test_the_site_builds(tmp_path: Path) -> None:
+    """`mkdocs build --strict` passes: every link leads somewhere and every page is in the navigation."""
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site/reference-findings/index.html").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_to_files(page: Path) -> None:
     """A relative link leads to a file of the project."""
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):

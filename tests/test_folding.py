@@ -257,3 +257,21 @@ def test_exported_programs_take_pixels(tmp_path: Path, kind: folding.Kind) -> No
     assert "bit for bit" in found.message
     for raw in raws:
         assert np.array_equal(folding.prepared({"image": raw}, folds)["image"], apply(raw, spec, IMAGENET))
+
+
+@pytest.mark.frameworks
+def test_open_dimensions_keep_their_bounds(tmp_path: Path) -> None:
+    """A folded program takes the sizes that were declared for it, and no more."""
+    import torch
+
+    from edge.targets.executorch import carrier
+
+    spec = TensorSpec(name="image", shape=(1, 3, -1, 8), layout="NCHW")
+    signature = _signature(IMAGENET, spec)
+    bounds = ({2: torch.export.Dim.AUTO(min=4, max=24)},)
+    program = torch.export.export(torch.nn.Conv2d(3, 4, 3), (torch.zeros(1, 3, 8, 8),), dynamic_shapes=bounds)
+    carrier.save(program, signature, tmp_path / "carrier.pt2")
+    path, _, _ = folding.fold_carrier(tmp_path / "carrier.pt2", signature, "uint8")
+    folded, _ = carrier.load(path)
+    (value,) = carrier.user_inputs(folded)
+    assert carrier.span_of(value.shape[2], carrier.limits(folded)) == (4, 24)

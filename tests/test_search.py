@@ -75,6 +75,12 @@ def test_among_equals_the_least_noise_wins() -> None:
     assert policy.best([noisy, _outcome(0.03, half=0.04, db=50)]) is noisy
 
 
+def test_noise_below_a_thousandth_does_not_decide() -> None:
+    """From 30 dB on, the first in order of cost is taken where the samples do not tell drops apart."""
+    cheap, dear = _outcome(0.0, half=0.04, db=31), _outcome(0.0, half=0.04, db=45)
+    assert policy.best([cheap, dear]) is cheap
+
+
 def test_failures_are_never_chosen() -> None:
     """What could not be built is an outcome, but none to take."""
     failed = Outcome(candidate=_outcome(0).candidate, failure="no")
@@ -93,6 +99,14 @@ def test_pareto_front_is_what_nothing_beats(points: list[tuple[int, int, int]]) 
 
     for i, point in enumerate(points):
         assert (i in front) == (not any(beats(other, point) for other in points))
+
+
+def test_predicted_and_host_times_are_not_compared() -> None:
+    """Where one candidate has no prediction, all are compared by their time on this host."""
+    fast = _outcome(0.0, host_ms=9.0, latency_ms=1.0, size_bytes=1)
+    slow = _outcome(0.0, host_ms=5.0, latency_ms=2.0, size_bytes=1)
+    assert policy.pareto([fast, slow]) == {0}
+    assert policy.pareto([fast, slow, _outcome(0.5, host_ms=7.0, size_bytes=1)]) == {1}
 
 
 # --- which samples choose ----------------------------------------------------------------------------------------
@@ -188,6 +202,16 @@ def test_search_repairs_a_planted_culprit(tmp_path: Path, target: str) -> None:
     assert details["provable"]
     assert details["forward_passes"] < 40
     assert (plain["latency_ms"] is None) == (target == "linux")
+    assert plain["value"] == pytest.approx(details["float"] - plain["drop"])
+
+
+def test_a_cpu_board_has_predicted_times(tmp_path: Path) -> None:
+    """For a board with a roofline each candidate has its prediction, and says with how many threads."""
+    answer = search(_request(tmp_path, CLEAN, target="rpi4"), no_progress)
+    (row,) = answer["details"]["candidates"]
+    assert row["latency_how"] == "threads_4"
+    assert 0 < row["latency_ms"] < 1
+    assert answer["details"]["modes"]["latency_ms"] == "predicted"
 
 
 def test_search_stops_at_the_first_recipe_that_is_good_enough(tmp_path: Path) -> None:

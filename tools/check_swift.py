@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
@@ -25,10 +24,11 @@ sys.path.insert(0, str(PROJECT))
 
 from edge.apps.bundle import ExportOptions  # noqa: E402
 from edge.apps.export import export  # noqa: E402
-from tests import apps_artifacts  # noqa: E402
+from tests import apps_artifacts, apps_programs  # noqa: E402
 
 STUBS = PROJECT / "tests" / "apps_stubs" / "swift"
-_MODULES = {"litert": "LiteRT", "tflite": "TensorFlowLite", "executorch": "ExecuTorch", "coreml": "CoreML"}
+# In this order: Core ML's stub imports Core Video's.
+_MODULES = ("CoreVideo", "LiteRT", "TensorFlowLite", "ExecuTorch", "CoreML")
 _RUN = """let model = try {name}(folder: URL(fileURLWithPath: CommandLine.arguments[2]))
 for vector in 0..<Contract.goldenVectors {{
     problems += try golden.outputs(vector, model.run(golden.inputs(vector)))
@@ -65,26 +65,27 @@ def _exports(work: Path) -> dict[str, tuple[str, str, Path]]:
     """Return runtime, class and folder of each exported package."""
     made: dict[str, tuple[str, str, Path]] = {}
 
-    def add(title: str, chosen: str, maker: Callable[..., Path], **other: object) -> None:
-        artifact = maker(work / "artifacts" / title, **other)
+    def add(title: str, chosen: str, artifact: Path) -> None:
         done = export(artifact, work / title, ExportOptions(platform="ios", runtime=chosen))
         made[title] = (chosen, done.name, work / title)
 
     for kind, maker in apps_artifacts.MAKERS.items():
-        add(kind, "litert", maker)
-    add("nasty", "litert", apps_artifacts.nasty)
-    add("tflite", "tflite", apps_artifacts.two_inputs)
-    add("executorch", "executorch", apps_artifacts.classifier, runtime="executorch", suffix=".pte")
-    add("coreml", "coreml", apps_artifacts.detector, runtime="coreml", suffix=".mlmodel")
+        add(kind, "litert", maker(work / "artifacts" / kind))
+        add(f"{kind}-tflite", "tflite", next((work / "artifacts" / kind).iterdir()))
+        for runtime in ("executorch", "coreml") if apps_programs.available() else ():
+            add(f"{kind}-{runtime}", runtime, apps_programs.folder() / runtime / kind)
+    add("nasty", "litert", apps_artifacts.nasty(work / "artifacts" / "nasty"))
+    add("ssd", "litert", apps_artifacts.ssd(work / "artifacts" / "ssd"))
     return made
 
 
 def _stubs(swift: Swift, work: Path) -> list[str]:
     problems = []
     (work / "stubs").mkdir()
-    for name in _MODULES.values():
+    for name in _MODULES:
         source = shutil.copy(STUBS / f"{name}.swift", work / "stubs")
-        done = swift("swiftc", "-emit-module", "-module-name", name, "-o", work / f"stubs/{name}.swiftmodule", source)
+        made = work / f"stubs/{name}.swiftmodule"
+        done = swift("swiftc", "-emit-module", "-module-name", name, "-I", work / "stubs", "-o", made, source)
         problems += [f"stub {name}: {done.stderr}"] if done.returncode else []
     return problems
 

@@ -27,7 +27,7 @@ from edge.apps.bundle import ExportOptions  # noqa: E402
 from edge.apps.export import export  # noqa: E402
 from tests import apps_artifacts  # noqa: E402
 
-KINDS = ("detector", "segmenter", "keywords", "two_inputs")
+KINDS = ("classifier", "detector", "segmenter", "keywords", "two_inputs", "nasty", "ssd")
 # Shows each test in a frame and posts what it says.
 _PAGE = """<!doctype html><script type="module">
 for (const kind of KINDS) {
@@ -63,7 +63,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 def _prepare(folder: Path, modules: Path) -> None:
     for kind in KINDS:
-        export(apps_artifacts.MAKERS[kind](folder / "artifacts"), folder / kind, ExportOptions(platform="web"))
+        # LiteRT.js takes no int8 tensors.
+        stored = {"stored": "float32"} if kind in ("classifier", "nasty") else {}
+        artifact = getattr(apps_artifacts, kind)(folder / "artifacts", **stored)
+        export(artifact, folder / kind, ExportOptions(platform="web"))
         (folder / kind / "node_modules").symlink_to(modules)
     (folder / "index.html").write_text(_PAGE.replace("KINDS", str(list(KINDS))))
 

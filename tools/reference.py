@@ -155,7 +155,7 @@ def _command(command: Any, path: tuple[str, ...]) -> str:
     if rows := [_parameter(p, command, path) for p in command.params if not getattr(p, "hidden", False)]:
         parts.append(table(("option", "what"), [r for r in rows if r]))
     if examples := list(_examples(command.epilog or "")):
-        parts.append("```sh\n" + "\n".join(examples) + "\n```")
+        parts.append("<!-- notest: these run on the pages of their subjects -->\n```sh\n" + "\n".join(examples) + "\n```")
     return "\n\n".join(parts)
 
 

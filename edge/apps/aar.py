@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ _LIBRARY = re.compile(r"(?:jni|lib|base/lib)/([^/]+)/[^/]+\.so")
 # 32-bit Android has 4 KB pages only.
 _ABIS_64 = ("arm64-v8a", "x86_64", "riscv64")
 _MOST_BYTES = 1 << 31
+_HEAD_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ def check(path: Path) -> tuple[LibraryAlignment, ...]:
         with zipfile.ZipFile(path) as archive:
             names = [i for i in archive.infolist() if _LIBRARY.fullmatch(i.filename)]
             return tuple(_library(archive, entry, apk=path.suffix == ".apk") for entry in names)
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise DataError(f"{path} cannot be read as an Android archive: {error}.") from error
 
 
@@ -55,7 +57,9 @@ def _library(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, *, apk: bool) -> 
     if entry.file_size > _MOST_BYTES:
         raise DataError(f"{entry.filename} claims {entry.file_size} bytes.")
     abi = entry.filename.split("/")[-2]
-    alignment = elf_alignment(archive.read(entry), entry.filename)
+    with archive.open(entry) as stream:
+        # The headers stand at the beginning; what the rest unpacks to is not asked for.
+        alignment = elf_alignment(stream.read(_HEAD_BYTES), entry.filename)
     packed: Literal["aligned", "unaligned", "compressed"] = "compressed"
     if entry.compress_type == zipfile.ZIP_STORED:
         packed = "aligned" if data_offset(archive, entry) % PAGE == 0 else "unaligned"

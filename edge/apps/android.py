@@ -121,6 +121,7 @@ def _values(bundle: Bundle) -> dict[str, str | bool]:
         "AGP_VERSION": pins.ANDROID_GRADLE_PLUGIN,
         "KOTLIN_VERSION": pins.KOTLIN,
         "GRADLE_VERSION": pins.GRADLE,
+        **pins.ANDROIDX,
     }
 
 

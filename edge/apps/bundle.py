@@ -78,6 +78,8 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
     data = golden.pack(golden.entries(vectors, inputs, outputs, post))
     built = _model_files(artifact.program)
     labels = _labels(options.labels, manifest.signature.labels)
+    if labels != manifest.signature.labels and any(t.carried == "dictionary" for t in outputs):
+        raise ConfigError("A Core ML classifier has its labels in the package.", hint="Build it with the other labels.")
     model = (
         _with_metadata(built, options, manifest, _Ends(inputs, outputs, post), labels) if options.metadata else built
     )
@@ -88,7 +90,7 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
         target=manifest.target,
         recipe=manifest.recipe_name,
         model=_model_record(model, built),
-        runtime=_need(runtime, pin, manifest.tools, manifest.details.get("operator_versions", {})),
+        runtime=_need(runtime, pin, manifest),
         inputs=inputs,
         outputs=outputs,
         postprocess=post,
@@ -126,20 +128,40 @@ def choose_runtime(platform: Platform, given: str | None, program: str) -> tuple
     )
 
 
-def _need(name: str, pin: Pin, tools: Mapping[str, str], operators: Mapping[str, object]) -> RuntimeNeed:
-    tested = tools.get(_TOOLS.get(name, ""), "")
-    minimum, version = pin.minimum, pin.version
+def _need(name: str, pin: Pin, manifest: Manifest) -> RuntimeNeed:
+    tested = manifest.tools.get(_TOOLS.get(name, ""), "")
+    package, minimum, version = pin.package, pin.minimum, pin.version
+    backends: tuple[str, ...] = ()
     if pin.newest_operators:
+        operators = manifest.details.get("operator_versions", {})
         minimum = max(minimum, contracts.needed_tflite(operators), key=contracts.version_key)
         if contracts.version_key(minimum) > contracts.version_key(pin.newest_operators):
             raise ConfigError(
                 f"The model's operators need TensorFlow Lite {minimum}; {pin.package} ends at {pin.newest_operators}.",
                 hint="Take --runtime litert.",
             )
-    if name == "executorch" and tested:
-        # A .pte file is promised to load in the ExecuTorch that wrote it and in later ones, not in earlier ones.
-        minimum = version = tested.partition("+")[0]
-    return RuntimeNeed(name=name, package=pin.package, version=version, minimum=minimum, tested=tested)
+    if name == "executorch":
+        backends = _backends(pin, manifest)
+        package = next((pin.backends[b] for b in backends if ":" in pin.backends[b] and b != "xnnpack"), pin.package)
+        if tested:
+            # A .pte file is promised to load in the ExecuTorch that wrote it and in later ones, not in earlier ones.
+            written = tested.partition("+")[0]
+            minimum = version = pin.published.get(written, written)
+    return RuntimeNeed(name=name, package=package, version=version, minimum=minimum, tested=tested, backends=backends)
+
+
+def _backends(pin: Pin, manifest: Manifest) -> tuple[str, ...]:
+    """Return the delegates of a program of ExecuTorch; raise ConfigError for one that the platform does not have."""
+    chain = map(str, manifest.details.get("delegates", ("xnnpack",)))
+    found = tuple(name for name in chain if name != "portable")
+    if lacking := [b for b in found if b not in pin.backends]:
+        raise ConfigError(
+            f"The program calls ExecuTorch's {', '.join(lacking)}; {pin.package} has {', '.join(pin.backends)}.",
+            hint="Build it for a target of that platform.",
+        )
+    if sum(":" in pin.backends[b] and b != "xnnpack" for b in found) > 1:
+        raise ConfigError(f"No package of ExecuTorch has {' and '.join(found)}.", hint="Build with one of them.")
+    return found
 
 
 def _labels(path: Path | None, found: tuple[str, ...]) -> tuple[str, ...]:
@@ -185,7 +207,10 @@ def _with_metadata(
         description=words,
         features={t.feature: describe(t.preprocess) for t in ends.inputs if t.feature and t.preprocess != Preprocess()},
         user=coreml_metadata.preview(
-            ends.post, labels, classifier=any(t.carried == "dictionary" for t in ends.outputs)
+            ends.post,
+            labels,
+            classifier=any(t.carried == "dictionary" for t in ends.outputs),
+            image=any(t.carried == "image" for t in ends.inputs),
         ),
         **texts,
     )

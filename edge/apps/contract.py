@@ -37,6 +37,7 @@ class RuntimeNeed:
     """The runtime that the app takes: `package` is pinned to `version`; `minimum` is the oldest that will do.
 
     `tested` is the version that the artifact was checked with, empty where the runtime does not run on the host.
+    `backends` are the delegates that a program of ExecuTorch calls.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RuntimeNeed:
     version: str
     minimum: str
     tested: str
+    backends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

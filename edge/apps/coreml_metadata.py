@@ -46,11 +46,14 @@ class Described:
     user: Mapping[str, str]
 
 
-def preview(post: Postprocess, labels: Sequence[str], *, classifier: bool) -> dict[str, str]:
-    """Return the user-defined fields of Xcode's preview: of a classifier, or of a segmentation of channels first."""
-    if post.kind == "classification" and classifier:
+def preview(post: Postprocess, labels: Sequence[str], *, classifier: bool, image: bool) -> dict[str, str]:
+    """Return the user-defined fields of Xcode's preview, which feeds images to a classifier or a segmentation.
+
+    `classifier` says whether the package gives a label and scores by label, `image` whether it takes an image.
+    """
+    if image and post.kind == "classification" and classifier:
         return {f"{_PREVIEW}type": "imageClassifier"}
-    if post.kind != "segmentation" or post.class_axis == 3:
+    if not image or post.kind != "segmentation" or post.class_axis == 3:
         return {}
     colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(labels))]
     parameters = json.dumps({"labels": list(labels), "colors": colours})

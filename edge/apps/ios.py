@@ -74,6 +74,7 @@ def _values(bundle: Bundle) -> dict[str, str | bool]:
         "COREML": runtime == "coreml",
         "SWIFT_PACKAGE": True,
         **_features(contract),
+        **_backends(contract),
         "INPUTS": "\n".join(tensor(t, SYNTAX) for t in contract.inputs),
         "OUTPUTS": "\n".join(tensor(t, SYNTAX) for t in contract.outputs),
         "LABELS": "\n".join(f"        {naming.swift(label)}," for label in contract.labels),
@@ -127,4 +128,16 @@ def _features(contract: Contract) -> dict[str, str | bool]:
         "FEATURES_IN": names(contract.inputs),
         "FEATURES_OUT": names(contract.outputs),
         "FEATURES_IMAGE": ", ".join(str(t.carried == "image").lower() for t in contract.inputs),
+    }
+
+
+def _backends(contract: Contract) -> dict[str, str]:
+    """Return the products of ExecuTorch's package that hold the program's delegates, and what those link."""
+    known = pins.RUNTIMES["ios", "executorch"].backends
+    found = [known[b] for b in contract.runtime.backends]
+    linked = {"backend_coreml": ', .linkedFramework("CoreML"), .linkedLibrary("sqlite3")'}
+    linked["backend_mps"] = ', .linkedFramework("Metal"), .linkedFramework("MetalPerformanceShadersGraph")'
+    return {
+        "BACKENDS": "\n".join(f'                .product(name: "{name}", package: "executorch"),' for name in found),
+        "LINKED": "".join(linked.get(name, "") for name in found),
     }

@@ -31,7 +31,13 @@ def register(app: typer.Typer) -> None:
 
 def check(
     context: typer.Context,
-    artifact: options.ArtifactPath,
+    artifact: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder that `edgekit build` wrote, or any .tflite or .pte, which is compared with this host.",
+            metavar="ARTIFACT",
+        ),
+    ],
     evaluation: options.Evaluation = None,
     device: Annotated[
         str,

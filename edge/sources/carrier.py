@@ -118,6 +118,30 @@ def transposed_ends(model: Any) -> tuple[set[int], set[int]]:
     )
 
 
+def turned_series(model: Any) -> tuple[set[int], set[int]]:
+    """Return the positions of 3-D graph inputs and outputs that are only turned: [n, channels, length], last to first.
+
+    Convolutions over series are those of images with one row, so a reshape may stand before the TRANSPOSE.
+    """
+    graph = fb.graph(model)
+    producers, consumers = graph.producers(), graph.consumers()
+    read = set()
+    for position, tensor in enumerate(graph.inputs):
+        ops = [graph.ops[i] for i in consumers.get(tensor, [])]
+        while len(ops) == 1 and ops[0].name == "RESHAPE" and ops[0].outputs[0] not in graph.outputs:
+            ops = [graph.ops[i] for i in consumers.get(ops[0].outputs[0], [])]
+        if len(graph.tensors[tensor].shape) == 3 and ops and all(op.name == "TRANSPOSE" for op in ops):
+            read.add(position)
+    written = {
+        position
+        for position, tensor in enumerate(graph.outputs)
+        if len(graph.tensors[tensor].shape) == 3
+        and tensor in producers
+        and graph.ops[producers[tensor]].name == "TRANSPOSE"
+    }
+    return read, written
+
+
 def count(model: Any, operator: str) -> int:
     """Return how often an operator occurs."""
     return sum(op.name == operator for graph in fb.graphs(model) for op in graph.ops)

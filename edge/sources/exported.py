@@ -25,8 +25,6 @@ from edge.targets.executorch import carrier
 if TYPE_CHECKING:
     from edge.isolate import Progress
 
-_TO_LAST = (0, 2, 3, 1)
-
 _STEERING = "GuardOnDataDependentSymNode|data-dependent|Could not guard|DataDependentOutput"
 _EFFECTS = r"side effect|HOP|mutat(?:e|ion|ing)|setattr|buffers? .*mutat|HigherOrderOperator"
 _WAY_OUT = (
@@ -51,9 +49,9 @@ def export_torch(
     refuses.
     """
     flat = _typed(wrapper(module, call, last_inputs, last_outputs), call.tensors, signature.outputs)
-    examples = [t.permute(_TO_LAST).contiguous() if i in last_inputs else t for i, t in enumerate(call.tensors)]
+    examples = [t.movedim(1, -1).contiguous() if i in last_inputs else t for i, t in enumerate(call.tensors)]
     given = [_as(t, spec) for t, spec in zip(examples, signature.inputs, strict=True)]
-    spans = [_spans(call.axes(i), turned=i in last_inputs) for i in range(len(given))]
+    spans = [_spans(call.axes(i), given[i].dim(), turned=i in last_inputs) for i in range(len(given))]
     program = export(flat, given, signature.inputs, spans)
     carrier.save(program, signature, path)
     return bounds(program, signature)
@@ -131,9 +129,10 @@ def _as(tensor: Any, spec: TensorSpec) -> Any:
     return value
 
 
-def _spans(axes: Mapping[int, OpenDimension], *, turned: bool) -> Mapping[int, OpenDimension]:
+def _spans(axes: Mapping[int, OpenDimension], rank: int, *, turned: bool) -> Mapping[int, OpenDimension]:
     """Return open dimensions by the axis that they have in the program."""
-    return {_TO_LAST.index(axis): d for axis, d in axes.items()} if turned else axes
+    to_last = (0, *range(2, rank), 1)
+    return {to_last.index(axis): d for axis, d in axes.items()} if turned else axes
 
 
 def export(

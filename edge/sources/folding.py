@@ -19,6 +19,7 @@ import numpy as np
 from edge.errors import ConfigError, ConversionError
 from edge.findings import Finding
 from edge.signature import Preprocess, Signature, TensorSpec
+from edge.sources.base import OpenDimension
 from edge.targets.litert import edit
 from edge.targets.litert import flatbuffer as fb
 
@@ -199,10 +200,24 @@ def _fold_exported(path: Path, signature: Signature, folds: tuple[Fold, ...], re
 
     module = Folded()
     module.training = False
+    values, limits = carrier.user_inputs(program), carrier.limits(program)
     examples = [
-        torch.zeros([2 if d == -1 else d for d in t.shape], dtype=getattr(torch, t.dtype)) for t in signature.inputs
+        torch.zeros(carrier.example_sizes(v), dtype=getattr(torch, t.dtype))
+        for v, t in zip(values, signature.inputs, strict=True)
     ]
-    carrier.save(exported.export(module, examples, signature.inputs), signature, result)
+    spans = [_bounds(v, limits) for v in values]
+    carrier.save(exported.export(module, examples, signature.inputs, spans), signature, result)
+
+
+def _bounds(value: Any, limits: Mapping[Any, tuple[int, int]]) -> dict[int, OpenDimension]:
+    """Return the open dimensions of an exported program's input with the bounds that they were exported with."""
+    from edge.targets.executorch import carrier
+
+    found = {}
+    for axis in (k for k, size in enumerate(carrier.shape_of(value)) if size == -1):
+        least, most = carrier.span_of(value.shape[axis], limits)
+        found[axis] = OpenDimension(axis=axis, least=least, most=most)
+    return found
 
 
 def prepared(raw: Mapping[str, Any], folds: Iterable[Fold]) -> dict[str, Any]:

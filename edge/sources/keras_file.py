@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.generic]
 
+# TorchModuleWrapper holds a pickle, TFSMLayer a path to a program of TensorFlow.
+_CARRIES_CODE = ("Lambda", "TorchModuleWrapper", "TFSMLayer")
 HOW_TO_SAVE = "Save the whole model: model.save('model.keras')."
 
 # Arguments that only shape training or the first values of weights: dropping them cannot change inference.
@@ -51,7 +54,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = _zip_config(path) if is_zip(path) else _hdf5_config(path)
         config = json.loads(text)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise SourceError(
             f"{path} is damaged or truncated: {type(error).__name__}: {error}.", hint="Save or copy the model again."
         ) from error
@@ -93,8 +96,8 @@ def objects(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def lambda_layers(config: Any) -> tuple[str, ...]:
-    """Return the names of the Lambda layers."""
-    return tuple(str(o["config"].get("name", "?")) for o in objects(config) if o["class_name"] == "Lambda")
+    """Return the names of the layers that carry code: Lambdas, and wrappers of what other frameworks pickled."""
+    return tuple(str(o["config"].get("name", "?")) for o in objects(config) if o["class_name"] in _CARRIES_CODE)
 
 
 def unknown_classes(config: Any) -> tuple[str, ...]:

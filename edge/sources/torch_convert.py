@@ -17,15 +17,16 @@ from edge.targets import torch_fake_quant
 from edge.targets.litert import flatbuffer as fb
 from edge.targets.litert import learned
 
-_TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
-
 
 def channel_first(tensor: Any) -> Any:
-    """Return an NHWC tensor as NCHW in memory too, so that `view` in a module works as on the module's own inputs."""
+    """Return an NHWC tensor as NCHW, an NLC one as NCL, in memory too.
+
+    So `view` in a module works as on the module's own inputs.
+    """
     import torch
 
     # Not contiguous(): for one channel it is satisfied with the strides of NHWC, and convolutions pass those on.
-    return tensor.permute(_TO_FIRST).clone(memory_format=torch.contiguous_format)
+    return tensor.movedim(-1, 1).clone(memory_format=torch.contiguous_format)
 
 
 def wrapper(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: frozenset[int]) -> Any:
@@ -41,7 +42,7 @@ def wrapper(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: 
             first = [channel_first(t) if i in last_inputs else t for i, t in enumerate(flat)]
             args, kwargs = call.arguments(first)
             results = [t for _, t in flatten_outputs(self.module(*args, **kwargs))]
-            return tuple(t.permute(_TO_LAST) if i in last_outputs else t for i, t in enumerate(results))
+            return tuple(t.movedim(1, -1) if i in last_outputs else t for i, t in enumerate(results))
 
     return Flat()
 
@@ -56,7 +57,7 @@ def convert(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: 
             hint="pip install 'edgekit[torch]'",
         ) from error
     flat = wrapper(module, call, last_inputs, last_outputs)
-    sample = [t.permute(_TO_LAST).contiguous() if i in last_inputs else t for i, t in enumerate(call.tensors)]
+    sample = [t.movedim(1, -1).contiguous() if i in last_inputs else t for i, t in enumerate(call.tensors)]
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         path = Path(folder) / "model.tflite"
         try:

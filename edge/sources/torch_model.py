@@ -16,7 +16,7 @@ from edge.isolate import Progress, no_progress
 from edge.signature import Layout, Signature, TensorSpec
 from edge.sources import declared, factory
 from edge.sources.base import Declaration
-from edge.sources.carrier import count, set_signature, signature_tensors, transposed_ends
+from edge.sources.carrier import count, set_signature, signature_tensors, transposed_ends, turned_series
 from edge.sources.torch_convert import channel_first, convert
 from edge.sources.torch_io import Call, dtype_name, flatten_outputs, narrowed, program_dtype
 from edge.targets.litert import flatbuffer as fb
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 End = tuple[Literal["input", "output"], str]
 
 _INT32 = np.iinfo(np.int32)
+_LAST = ("NHWC", "NLC")
 
 
 class LoadedTorch:
@@ -37,7 +38,8 @@ class LoadedTorch:
 
     Channel-last by declaration: every 4-D float input (unless declared otherwise) and output is taken as channel-first
     and becomes NHWC, but for those ends where that only moves a TRANSPOSE into the program (a flattening network, an
-    attention map): they keep their order, with a finding. Raises ConversionError for a module that keeps state.
+    attention map): they keep their order, with a finding. So do 3-D float ends become NLC whose TRANSPOSE goes by that:
+    the channels of a convolution over a series. Raises ConversionError for a module that keeps state.
     """
 
     def __init__(
@@ -149,14 +151,47 @@ class LoadedTorch:
         """Return the layout of each end in the program: the source's, but NHWC where that is to be channel-last."""
         ends = self._source
         images = {end for end, layout in ends.items() if layout == "NCHW"}
-        if self._declaration.layout == "keep" or not images:
+        series = self._series()
+        if self._declaration.layout == "keep" or not images | series:
             return ends
         if decided := self._declaration.decided:
-            last = {("input", t.name) for t in decided.inputs if t.layout == "NHWC"}
-            chosen = images & (last | {("output", t.name) for t in decided.outputs if t.layout == "NHWC"})
+            last: dict[End, Layout] = {("input", t.name): t.layout for t in decided.inputs}
+            last |= {("output", t.name): t.layout for t in decided.outputs}
+            chosen = {end for end in images | series if last.get(end) in _LAST}
         else:
-            chosen = self._trial(images)
-        return {**ends, **dict.fromkeys(chosen, "NHWC")}
+            chosen = self._trial(images) if images else set()
+            chosen |= self._series_trial(chosen, series) if series else set()
+        return {**ends, **{end: "NHWC" if end in images else "NLC" for end in chosen}}
+
+    def _series(self) -> set[End]:
+        """Return the 3-D float ends that may have their channels in front."""
+        named: list[tuple[End, Any]] = [
+            *((("input", n), t) for n, t in zip(self._call.names, self._call.tensors, strict=True)),
+            *((("output", n), t) for n, t in zip(self._names, self._outputs, strict=True)),
+        ]
+        return {
+            end
+            for end, tensor in named
+            if tensor.dim() == 3 and tensor.is_floating_point() and self._source[end] in ("other", "NCL")
+        }
+
+    def _series_trial(self, last: set[End], series: set[End]) -> set[End]:
+        """Return those of the 3-D ends that the program only turns, where it has fewer TRANSPOSE with them turned."""
+        try:
+            model = self._converted or self._convert(last)
+        except ConversionError:  # to_litert tells it, if that is what is wanted
+            return set()
+        self._converted = model
+        read, written = turned_series(model)
+        found: set[End] = {("input", n) for i, n in enumerate(self._call.names) if i in read}
+        found |= {("output", n) for i, n in enumerate(self._names) if i in written}
+        if not (found := found & series):
+            return set()
+        other = self._convert(last | found)
+        if count(other, "TRANSPOSE") >= count(model, "TRANSPOSE"):
+            return set()
+        self._converted = other
+        return found
 
     def _trial(self, images: set[End]) -> set[End]:
         model = self._convert(images)
@@ -203,7 +238,7 @@ class LoadedTorch:
 
     def _turned(self, end: End) -> bool:
         """Tell whether an end is channel-first in the source and channel-last in the program."""
-        return self._source[end] == "NCHW" and self._layouts[end] == "NHWC"
+        return self._layouts[end] in _LAST and self._source[end] != self._layouts[end]
 
     def _signature(self) -> Signature:
         inputs = [self._spec(("input", n), t) for n, t in zip(self._call.names, self._call.tensors, strict=True)]
@@ -213,7 +248,7 @@ class LoadedTorch:
     def _spec(self, end: End, tensor: Any) -> TensorSpec:
         shape = tuple(-1 if k in self._open_axes(end) else int(d) for k, d in enumerate(tensor.shape))
         if self._turned(end):
-            shape = (shape[0], shape[2], shape[3], shape[1])
+            shape = (shape[0], *shape[2:], shape[1])
         return declared.tensor(end[1], shape, program_dtype(dtype_name(tensor), end[1]), self._layouts[end])
 
     def _open_axes(self, end: End) -> frozenset[int]:
@@ -231,7 +266,7 @@ class LoadedTorch:
             tensors.append(channel_first(value) if self._turned(("input", name)) else value)
         results = {}
         for spec, (_, tensor) in zip(self.signature.outputs, self._run(tensors), strict=True):
-            turned = tensor.permute(0, 2, 3, 1) if self._turned(("output", spec.name)) else tensor
+            turned = tensor.movedim(1, -1) if self._turned(("output", spec.name)) else tensor
             results[spec.name] = _narrow(spec, turned.contiguous().cpu().numpy())
         return results
 

@@ -1,7 +1,9 @@
 """Move TRANSPOSE operators down a graph, so that those of branches meet and cancel.
 
-Two rewrites, each exact in real arithmetic, for detection heads that flatten their feature maps and join them:
+Three rewrites, each exact in real arithmetic, for detection heads that flatten their feature maps and join them:
 4. reshape(transpose(x, [0, 3, 1, 2]), [n, c, h*w]) is transpose(reshape(x, [n, h*w, c]), [0, 2, 1]).
+   And back: reshape(transpose(x, [0, 2, 1]), [n, c, h, w]) is transpose(reshape(x, [n, h, w, c]), [0, 3, 1, 2]), for
+   convolutions over series, which are those of images with one row.
 5. concat(transpose(x1, P), …, transpose(xk, P)) along axis a is transpose(concat(x1, …, xk) along P[a], P).
 """
 
@@ -27,31 +29,45 @@ def permutation(graph: fb.Graph, op: fb.Op | None) -> tuple[int, ...] | None:
 
 
 def behind_reshape(model: Any, graph: fb.Graph) -> bool:
-    """Apply rewrite 4 once; tell whether it fitted."""
+    """Apply rewrite 4 once, in either direction; tell whether it fitted."""
     producers, consumers = graph.producers(), graph.consumers()
     for op in graph.ops:
         first = graph.ops[producers[op.inputs[0]]] if op.name == "RESHAPE" and op.inputs[0] in producers else None
-        if first is None or permutation(graph, first) != _TO_FIRST or len(consumers[op.inputs[0]]) > 1:
+        if first is None or len(consumers[op.inputs[0]]) > 1 or first.outputs[0] in graph.outputs:
             continue
-        n, c, h, w = graph.tensors[first.outputs[0]].shape
-        if graph.tensors[op.outputs[0]].shape != (n, c, h * w) or first.outputs[0] in graph.outputs:
-            continue
-        main = model.subgraphs[0]
-        name = graph.tensors[op.outputs[0]].name
-        flat = _activation(main, op.outputs[0], f"{name}/channel_last", (n, h * w, c))
-        reshape = main.operators[op.index]
-        transpose = copy.copy(main.operators[first.index])
-        shape = np.array([n, h * w, c], np.int32)
-        reshape.inputs = [first.inputs[0], edit.add_constant(model, main, f"{name}/shape", shape)]
-        if reshape.builtinOptions is not None:
-            reshape.builtinOptions = copy.copy(reshape.builtinOptions)
-            reshape.builtinOptions.newShape = shape
-        reshape.outputs = [flat]
-        transpose.inputs = [flat, edit.add_constant(model, main, f"{name}/swap", np.array(_SWAP, np.int32))]
-        transpose.outputs = [op.outputs[0]]
-        main.operators.insert(op.index + 1, transpose)
-        return True
+        before, after = graph.tensors[first.outputs[0]].shape, graph.tensors[op.outputs[0]].shape
+        if (moved := _moved(permutation(graph, first), before, after)) is not None:
+            _swap(model, graph, op, first, *moved)
+            return True
     return False
+
+
+def _moved(
+    p: tuple[int, ...] | None, before: tuple[int, ...], after: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the shape of the reshape that comes first and the permutation behind it; None where none is known."""
+    if p == _TO_FIRST and len(before) == 4:
+        n, c, h, w = before
+        return ((n, h * w, c), _SWAP) if after == (n, c, h * w) else None
+    if p == _SWAP and len(after) == 4 and after[:2] == before[:2] and after[2] * after[3] == before[2]:
+        return (after[0], after[2], after[3], after[1]), _TO_FIRST
+    return None
+
+
+def _swap(model: Any, graph: fb.Graph, op: fb.Op, first: fb.Op, shape: tuple[int, ...], p: tuple[int, ...]) -> None:
+    main = model.subgraphs[0]
+    name = graph.tensors[op.outputs[0]].name
+    sizes = np.array(shape, np.int32)
+    reshape, transpose = main.operators[op.index], copy.copy(main.operators[first.index])
+    made = _activation(main, op.outputs[0], f"{name}/channel_last", shape)
+    reshape.inputs = [first.inputs[0], edit.add_constant(model, main, f"{name}/shape", sizes)]
+    if reshape.builtinOptions is not None:
+        reshape.builtinOptions = copy.copy(reshape.builtinOptions)
+        reshape.builtinOptions.newShape = sizes
+    reshape.outputs = [made]
+    transpose.inputs = [made, edit.add_constant(model, main, f"{name}/swap", np.array(p, np.int32))]
+    transpose.outputs = [op.outputs[0]]
+    main.operators.insert(op.index + 1, transpose)
 
 
 def behind_concat(model: Any, graph: fb.Graph) -> bool:

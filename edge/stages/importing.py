@@ -12,6 +12,7 @@ import numpy as np
 
 from edge import codec
 from edge.calibration.data import Dataset, Sample
+from edge.calibration.data_findings import Classes
 from edge.calibration.selection import Plan, Selection, plan
 from edge.content import recording_reads
 from edge.findings import Finding
@@ -88,7 +89,9 @@ def _import(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     reference = None
     if data.evaluation:
         reference = workdir / "reference"
-        _run_reference(loaded, data.evaluation.open(loaded.signature), reference, progress)
+        classes = Classes()
+        _run_reference(loaded, data.evaluation.open(loaded.signature), reference, progress, classes)
+        findings += classes.findings(loaded.signature, "evaluation")
     return {
         "kind": kind,
         "digest": loaded.digest,
@@ -184,8 +187,11 @@ def _random_inputs(signature: Signature, number: int) -> dict[str, Any]:
     return inputs
 
 
-def _run_reference(loaded: LoadedSource, samples: Dataset, folder: Path, progress: Progress) -> None:
-    """Store the float source's outputs; in batches where that is worth it and gives what single samples give."""
+def _run_reference(loaded: LoadedSource, samples: Dataset, folder: Path, progress: Progress, classes: Classes) -> None:
+    """Store the float source's outputs; in batches where that is worth it and gives what single samples give.
+
+    `classes` takes the labels on the way.
+    """
     iterator = iter(samples)
     first = list(itertools.islice(iterator, _BATCH))
     single = [loaded.run(s.inputs) for s in first[:2]]
@@ -195,6 +201,8 @@ def _run_reference(loaded: LoadedSource, samples: Dataset, folder: Path, progres
         while group := list(itertools.islice(stream, _BATCH if batched else 1)):
             for outputs in _run_group(loaded, group) if batched else [loaded.run(group[0].inputs)]:
                 writer.append(outputs)
+            for sample in group:
+                classes.add(sample.label)
             progress("running the float source", writer.count / samples.count if samples.count else 0.0)
 
 

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
 
 PROBABILITIES = "classLabel_probs"
+# Words of the model's language; coremltools would rename what is called so.
+_RESERVED = frozenset(
+    "any bool program func tensor list dict tuple true false string bf16 fp16 fp32 fp64 int8 int16 int32 int64 uint8 "
+    "uint16 uint32 uint64 state".split()
+)
 _CHANNELS: dict[int, tuple[Colour, ...]] = {1: ("gray",), 3: ("rgb", "bgr")}
 _DTYPES = {"int64": "int32", "int16": "int32", "int8": "int32", "uint8": "int32", "bool": "int32", "float16": "float32"}
 
@@ -67,6 +72,8 @@ def _narrowed(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
 def _feature(name: str) -> str:
     """Return the name as Core ML's language takes it."""
     plain = re.sub(r"\W", "_", name)
+    if plain in _RESERVED:
+        return f"{plain}_"
     return f"_{plain}" if plain[:1].isdigit() else plain
 
 

@@ -119,6 +119,11 @@ def limits(program: Any) -> dict[Any, tuple[int, int]]:
     return found
 
 
+def example_sizes(value: Any) -> list[int]:
+    """Return the sizes that a fake tensor was exported with, those of dynamic dimensions too."""
+    return [d if isinstance(d, int) else int(d.node.hint) for d in value.shape]
+
+
 def size_at(dimension: Any, values: Mapping[Any, int]) -> int:
     """Return a dimension's size where its symbols have these values; `4*s` is 32 with s = 8."""
     size = size_of(dimension)

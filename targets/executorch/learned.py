@@ -12,6 +12,8 @@ from edge.targets import torch_fake_quant
 if TYPE_CHECKING:
     from edge.calibration.recipe import Recipe
 
+_MOVERS = frozenset({"reshape", "view", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze"})
+
 
 def paired(program: Any, recipe: Recipe) -> tuple[Any, Finding]:
     """Return a graph module whose learned scales are int8 operators, weights stored as integers, and what was kept.
@@ -30,6 +32,7 @@ def paired(program: Any, recipe: Recipe) -> tuple[Any, Finding]:
     stored = _store_weights(graph)
     _fold_constants(graph)
     _move_weights(graph)
+    _before_movers(graph)
     _one_per_reader(graph)
     return graph, Finding(
         rule="LEARNED_SCALES",
@@ -81,6 +84,27 @@ def _become(graph: Any, node: Any, value: Any) -> Any:
         made = graph.graph.get_attr(torch_fake_quant.register(graph, f"_{node.name}_stored", value.contiguous()))
     node.replace_all_uses_with(made)
     return made
+
+
+def _before_movers(graph: Any) -> None:
+    """Quantize before what only moves values too, in the same steps: XNNPACK moves no floats into an int8 tensor."""
+    q = torch_fake_quant.operators()
+    for node in reversed(list(graph.graph.nodes)):
+        if node.target is not q.quantize_per_tensor.default or not _moves(node.args[0]):
+            continue
+        mover, settings = node.args[0], tuple(node.args[1:])
+        source = mover.args[0]
+        if source.op == "call_function" and source.target is q.dequantize_per_tensor.default:
+            continue
+        with graph.graph.inserting_before(mover):
+            stored = graph.graph.call_function(q.quantize_per_tensor.default, (source, *settings))
+            mover.replace_input_with(source, graph.graph.call_function(q.dequantize_per_tensor.default, (stored, *settings)))
+    _clean(graph)
+
+
+def _moves(node: Any) -> bool:
+    name = str(node.target).removeprefix("aten.").split(".")[0]
+    return node.op == "call_function" and name in _MOVERS and len(node.users) == 1
 
 
 def _one_per_reader(graph: Any) -> None:

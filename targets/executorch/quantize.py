@@ -132,8 +132,7 @@ def _exported(module: Any, like: Any, signature: Signature) -> Any:
 def _example(value: Any, spec: TensorSpec) -> Any:
     import torch
 
-    shape = [d if isinstance(d, int) else int(d.node.hint) for d in value.shape]
-    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+    return torch.zeros(carrier.example_sizes(value), dtype=getattr(torch, spec.dtype))
 
 
 def _dynamic(program: Any, module: Any) -> Any:

@@ -4,6 +4,11 @@ package org.junit
 annotation class Test
 
 object Assert {
-    @JvmStatic fun assertEquals(expected: Any?, actual: Any?): Unit = throw NotImplementedError()
-    @JvmStatic fun assertTrue(condition: Boolean): Unit = throw NotImplementedError()
+    @JvmStatic fun assertEquals(expected: Any?, actual: Any?) {
+        if (expected != actual) throw AssertionError("expected $expected, found $actual")
+    }
+
+    @JvmStatic fun assertTrue(condition: Boolean) {
+        if (!condition) throw AssertionError("expected true")
+    }
 }

@@ -1,4 +1,4 @@
-// Signatures of the Android platform that generated code uses; nothing here does anything.
+// Signatures of the Android platform that generated code uses; only assets are there.
 package android.content
 
 import android.content.res.AssetManager

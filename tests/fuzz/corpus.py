@@ -147,7 +147,7 @@ def manifest() -> Manifest:
             accuracy=Accuracy(metric="top1", float=0.9, carrier=0.9, quantized=0.89, drop=0.01, drop_low=-0.01,
                               drop_high=0.03, samples=400, mode="emulated", kernels="xnnpack", p_value=0.5),
             parity=(OutputParity(output="y", snr_db=30.0, cosine=0.99, max_abs=0.1),),
-            latency=LATENCY, predicted_latency={**LATENCY, "mode": "predicted", "value": 1.0, "low": 0.5, "high": 2.0},
+            latency=LATENCY, predicted_latency={"usb": {"value": 1.0, "low": 0.5, "high": 2.0, "model": "m", "note": ""}},
             memory={"arena_bytes": 1000, "parameter_bytes": 2000},
         ),
         budgets={"max_drop": 0.05, "max_size_bytes": 100000.0, "max_latency_ms": 5.0, "latency_statistic": "p90",
@@ -163,7 +163,8 @@ def manifest() -> Manifest:
                 {"recipe": "int8 + bias", "drop": 0.05, "size_bytes": 11, "host_ms": 1.1, "chosen": False, "pareto": True}],
                 "layers": [{"operator": "CONV_2D", "output": "c", "weights_db": 20.0, "output_db": 15.0}]},
             "board": {"device": "ssh://pi", "mode": "measured", "runner": "python", "facts": {}, "memory": {"peak_kib": 9}},
-            "placement": {"mode": "predicted", "operators": 3, "mapped": 2, "subgraphs": 1},
+            "placement": {"mode": "predicted", "operators": 3, "mapped": 2, "subgraphs": 1, "on_chip_bytes": 10,
+                          "off_chip_bytes": 0},
         },
     )  # fmt: skip
 

@@ -182,7 +182,8 @@ class _Odd(FakeDevice):
 
     def run(self, command: Any, *, timeout_s: float = 0.0, stdin: bytes = b"") -> base.Completed:
         """Answer."""
-        return base.Completed(code=0, stdout=self._answer, stderr=b"")
+        asked = json.loads(stdin)["id"] if stdin else 1
+        return base.Completed(code=0, stdout=self._answer.replace(b'"id": 1,', b'"id": %d,' % asked), stderr=b"")
 
     def pull(self, remote: str, local: Path) -> None:
         """Send the file."""
@@ -236,7 +237,6 @@ def _asked(agent: client.Agent, folder: Path) -> None:
         ]
     refused: EdgekitError | None = None
     for task in tasks:
-        agent._numbers = iter(range(1, 100))  # type: ignore[assignment]
         try:
             task()
         except EdgekitError as error:
@@ -247,10 +247,11 @@ def _asked(agent: client.Agent, folder: Path) -> None:
 
 def _agent(make: Callable[[_Odd], client.Agent], *, file: bool = False) -> Callable[[Path], None]:
     def read(path: Path) -> None:
-        answer = path.read_bytes()
+        sent, answer = path.parent / "sent", path.read_bytes()
+        sent.write_bytes(bytes(16) if make is _native else _sent_back()[0])
         if file:
-            answer = _line("edgekit") if make is not _native else _line("edgekit-native")
-        with _Odd(answer, path) as device:
+            sent, answer = path, _line("edgekit-native" if make is _native else "edgekit")
+        with _Odd(answer, sent) as device:
             _asked(make(device), path.parent)
 
     return read
@@ -341,13 +342,13 @@ _ALL = (
     Reader(name="export-list", corpus=lambda: [b'{"schema_version": 1, "files": {"a.txt": "00", "b.txt": "11"}}'],
            mutate=_M.json_text, read=_export_list, file=".edgekit-export.json"),
     Reader(name="stage-answer", corpus=lambda: [b'{"result": {"a": 1}}', b'{"error": {"error": "ToolError", "message": "x"}}'],
-           mutate=_M.json_text, read=_answer_of_stage, file="x.json"),
+           mutate=_M.json_text, read=_answer_of_stage, file="x.json", accepts=False),
     Reader(name="cache-entry", corpus=_entry, mutate=_M.raw, read=_cache_entry,
            file="stages/ab/" + "ab" + "0" * 62 + "/entry.json"),
     Reader(name="npz", corpus=corpus.samples, mutate=_M.archive, read=_data, file="d.npz"),
     Reader(name="npy", corpus=lambda: [corpus.npy(corpus.labelled_data()["x"][:5])], mutate=_M.raw, read=_data,
            file="d.npy"),
-    Reader(name="csv", corpus=corpus.table, mutate=_M.text, read=_data, file="d.csv"),
+    Reader(name="csv", corpus=corpus.table, mutate=_M.text, read=_data, file="d.csv", accepts=False),
     Reader(name="image", corpus=corpus.pictures, mutate=_M.raw, read=_image, file="i.png"),
     Reader(name="wav", corpus=lambda: [corpus.sound()], mutate=_M.raw, read=_sound, file="s.wav"),
     Reader(name="aar", corpus=corpus.android, mutate=_M.archive, read=aar.check, file="x.aar"),
@@ -357,10 +358,11 @@ _ALL = (
     Reader(name="devices-toml", corpus=lambda: [corpus.DEVICES], mutate=_M.text, read=_devices, file="devices.toml"),
     Reader(name="compiler-log", corpus=lambda: [corpus.COMPILER_LOG], mutate=_M.text, read=_compiler_log),
     Reader(name="tool-output", corpus=lambda: [corpus.TOOL_OUTPUT], mutate=_M.text, read=_tool_output),
-    Reader(name="agent-answer", corpus=_agent_answers, mutate=_M.json_text, read=_agent(client.Agent)),
+    Reader(name="agent-answer", corpus=_agent_answers, mutate=_M.json_text, read=_agent(client.Agent),
+           accepts=False),
     Reader(name="native-answer", corpus=_native_answers, mutate=_M.json_text, read=_agent(_native)),
     Reader(name="stopwatch-answer", corpus=_agent_answers, mutate=_M.json_text,
-           read=_agent(stopwatch_client.Stopwatch)),
+           read=_agent(stopwatch_client.Stopwatch), accepts=False),
     Reader(name="agent-file", corpus=_sent_back, mutate=_M.archive, read=_agent(client.Agent, file=True)),
     Reader(name="native-file", corpus=lambda: [bytes(16)], mutate=_M.raw, read=_agent(_native, file=True)),
     Reader(name="stopwatch-file", corpus=_sent_back, mutate=_M.archive,

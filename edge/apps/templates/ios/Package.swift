@@ -25,14 +25,14 @@ let package = Package(
 //#end
 //#if EXECUTORCH
                 .product(name: "executorch", package: "executorch"),
-                .product(name: "backend_xnnpack", package: "executorch"),
+@@BACKENDS@@
                 .product(name: "kernels_optimized", package: "executorch"),
                 .product(name: "kernels_quantized", package: "executorch"),
 //#end
             ],
             resources: [.copy("Resources")]
 //#if EXECUTORCH
-            , linkerSettings: [.linkedLibrary("c++"), .linkedFramework("Accelerate")]
+            , linkerSettings: [.linkedLibrary("c++"), .linkedFramework("Accelerate")@@LINKED@@]
 //#end
         ),
         .testTarget(name: "@@NAME@@Tests", dependencies: ["@@NAME@@"], resources: [.copy("Resources")]),
