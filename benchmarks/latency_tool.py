@@ -5,7 +5,7 @@
 The tool is the one in the ai-edge-litert wheel (`ai_edge_litert/tools/benchmark_litert_model.py`: the Python form of
 the C++ tool, which no package index carries), with XNNPACK on one thread. It times the run alone, so it is compared to
 edgekit's time of the run alone; the latency that edgekit reports has copying in and reading back in it too. One turn of
-each makes a pair. Printed are the ratio as the median over the pairs, with its distribution-free interval, and the
+each makes a pair. A second reference is LiteRT's C API without any Python (edgekit's native runner). Printed are the ratio as the median over the pairs, with its distribution-free interval, and the
 ratio of the lowest medians, for on a machine that others use too, disturbances only ever add.
 """
 
@@ -47,9 +47,10 @@ def tool_ms(program: Path, runs: int, threads: int) -> float:
     return float(line.split()[1])
 
 
-def own_ms(path: Path, threads: int) -> tuple[float, float]:
+def own_ms(path: Path, threads: int, runner: str = "python") -> tuple[float, float]:
     """Return edgekit's medians in ms: of the run alone, and with inputs copied in and outputs read back."""
-    record = profiling.profile(path, profiling.Request(profile="smoke", threads=threads, output=None))
+    request = profiling.Request(profile="smoke", threads=threads, runner=runner, output=None)
+    record = profiling.profile(path, request)
     assert record.latency is not None and record.spans is not None
     return record.spans["run_ms"], float(record.latency["median_ms"])
 
@@ -75,7 +76,7 @@ def measure(path: Path, rounds: int, threads: int) -> None:
             own, tool = own_ms(path, threads), tool_ms(program, runs, threads)
         else:
             tool, own = tool_ms(program, runs, threads), own_ms(path, threads)
-        pairs.append((tool, *own))
+        pairs.append((tool, *own, own_ms(path, threads, "native")[0]))
     times = np.array(pairs)
     ratios = times[:, 1] / times[:, 0]
     interval = median_interval(ratios, confidence=0.95)
@@ -84,7 +85,8 @@ def measure(path: Path, rounds: int, threads: int) -> None:
     best = lowest[1] / lowest[0]
     print(
         f"{path.name}: ratio of pairs {np.median(ratios):.3f} {spread}; lowest medians: LiteRT's tool "
-        f"{lowest[0]:.4f} ms, edgekit {lowest[1]:.4f} ms (with copies {lowest[2]:.4f} ms), ratio {best:.3f}, "
+        f"{lowest[0]:.4f} ms, edgekit {lowest[1]:.4f} ms (with copies {lowest[2]:.4f} ms), C API {lowest[3]:.4f} ms; edgekit / tool {best:.3f}, "
+        f"edgekit / C API {lowest[1] / lowest[3]:.3f}, "
         f"{'within' if abs(best - 1) <= ALLOWED else 'NOT within'} {ALLOWED:.0%}",
         flush=True,
     )

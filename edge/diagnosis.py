@@ -14,6 +14,7 @@ from edge.calibration.selection import plan
 from edge.errors import ArtifactError, UsageError
 from edge.isolate import Progress
 from edge.project import DEFAULT_CALIBRATION_SAMPLES, Project
+from edge.steps import resolve_steps
 from edge.targets import registry
 from edge.targets.base import Target
 
@@ -32,7 +33,7 @@ class Question:
 
 def of_source(project: Project, progress: Progress = isolate.no_progress) -> dict[str, Any]:
     """Return the diagnosis of a source for its first target (see `edge.stages.diagnosing:diagnose`)."""
-    step = pipeline.resolve_steps(project)[0]
+    step = resolve_steps(project)[0]
     with pipeline.working_folder() as work:
         imported = pipeline.import_source(project, "litert", work, progress)
         asked = {

@@ -88,13 +88,13 @@ def test_an_open_dimension_of_unknown_size_is_refused() -> None:
 
 def test_fixed_runtimes_refuse_open_dimensions(tmp_path: Path) -> None:
     """A build for LiteRT with an open dimension stops before any work, and names the runtime that takes it."""
-    from edge import pipeline
+    from edge.steps import resolve_steps
 
     (tmp_path / "nets.py").write_text(NETS)
     settings = {"source": f"{tmp_path}/nets.py:steps", "targets": ["linux"], "recipe": "float32"}
     wished = project.resolve({**settings, "shapes": {"steps": (1, (2, 20), 4)}})
     with pytest.raises(ConfigError, match="accepted by: executorch"):
-        pipeline.resolve_steps(wished)
+        resolve_steps(wished)
 
 
 @pytest.mark.frameworks

@@ -142,6 +142,13 @@ class NativeAgent(Agent):
         self, program: DeviceProgram, sample: Mapping[str, Array], profile: Profile
     ) -> tuple[Timing, float, float]:
         """Time the program there; return the raw timing, the load time and the first run in ms."""
+        timing, told = self.profile(program, sample, profile)
+        return timing, float(told["load_ms"]), float(told["first_ms"])
+
+    def profile(
+        self, program: DeviceProgram, sample: Mapping[str, Array], profile: Profile
+    ) -> tuple[Timing, dict[str, Any]]:
+        """Time the program there; return the raw timing and all else that was told: `load_ms`, `first_ms`, `spans`."""
         rule = profile.warm_up
         limit = profile.max_seconds + profile.cooldown_s + rule.cap_s + 300.0
         with tempfile.TemporaryDirectory(prefix="edgekit-chunk-") as place:

@@ -272,6 +272,26 @@ template <class F> Warmed warm_up(F once, const Request &request)
     }
 }
 
+// Median times in ms of an inference's parts: inputs copied in, run, outputs read back.
+inline std::string spans(Program &program, Samples &samples, size_t runs)
+{
+    std::vector<double> parts[3];
+    for (size_t i = 0, most = std::max(size_t{16}, std::min(size_t{2000}, runs / 4)); i < most; i++) {
+        int64_t begin = now_ns();
+        samples.feed();
+        int64_t copied = now_ns();
+        program.invoke();
+        int64_t ran = now_ns();
+        read_back(program);
+        int64_t end = now_ns();
+        parts[0].push_back(static_cast<double>(copied - begin) / 1e6);
+        parts[1].push_back(static_cast<double>(ran - copied) / 1e6);
+        parts[2].push_back(static_cast<double>(end - ran) / 1e6);
+    }
+    return "{\"copy_in_ms\": " + std::to_string(median(parts[0])) + ", \"run_ms\": " + std::to_string(median(parts[1])) +
+           ", \"read_back_ms\": " + std::to_string(median(parts[2])) + "}";
+}
+
 inline std::string measure(const Request &request)
 {
     int64_t started = now_ns();
@@ -295,12 +315,13 @@ inline std::string measure(const Request &request)
     std::string before = environment();
     Timed timed = timed_loop(once, request);
     std::string after = environment();
+    std::string parts = spans(*program, samples, timed.runs);
     std::ofstream file(request.text("samples"), std::ios::binary);
     write_all(file, timed.durations.data(), timed.durations.size() * sizeof(int64_t));
     write_all(file, timed.starts.data(), timed.starts.size() * sizeof(int64_t));
     close_all(file);
     return "{\"load_ms\": " + milliseconds(started, loaded) + ", \"first_ms\": " + milliseconds(loaded, first) +
-           ", \"warm_up_runs\": " + std::to_string(warmed.runs) +
+           ", \"spans\": " + parts + ", \"warm_up_runs\": " + std::to_string(warmed.runs) +
            ", \"warm_up_stable\": " + (warmed.stable ? "true" : "false") +
            ", \"timer_overhead_ns\": " + std::to_string(median(overheads)) +
            ", \"clock\": \"CLOCK_MONOTONIC_RAW\", \"runs\": " + std::to_string(timed.runs) +

@@ -147,11 +147,18 @@ def _measured_natively(
     refuse_controls(settings.controls)
     program, wanted = subject.program, PROFILES[settings.profile]
     progress(f"measuring latency on {agent.device.spec} ({settings.profile}, {wanted.seconds:g} s or more)", None)
-    timing, load_ms, first_ms = agent.measure(program, subject.sample, wanted)
-    setting = Setting(mode=mode, threads=program.threads, kernels=program.kernels, load_ms=load_ms, first_ms=first_ms)
+    timing, told = agent.profile(program, subject.sample, wanted)
+    setting = Setting(
+        mode=mode,
+        threads=program.threads,
+        kernels=program.kernels,
+        load_ms=told["load_ms"],
+        first_ms=told["first_ms"],
+    )
     latency = summarize(timing, wanted, setting)
-    record: dict[str, Any] = dict.fromkeys(("cold", "spans", "energy", "instructions", "operators"))
+    record: dict[str, Any] = dict.fromkeys(("cold", "energy", "instructions", "operators"))
     record |= {
+        "spans": told["spans"],
         "latency": checking.flat_latency(latency),
         "windows": [asdict(w) for w in latency.windows],
         "trace": [],
