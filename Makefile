@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 READY := $(VENV)/.ready
 
-.PHONY: demo test unit lint benchmarks clean
+.PHONY: demo test unit lint docs reference benchmarks clean
 
 ## Train two small networks, build them for a Coral Edge TPU and a Raspberry Pi 4, check them, print the report.
 demo: $(READY)
@@ -25,6 +25,15 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+## The documentation as a site in site/, its generated parts up to date and every link checked.
+docs: $(READY)
+	$(BIN)/python -m tools.reference --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+## Writes the generated parts of docs/ anew.
+reference: $(READY)
+	$(BIN)/python -m tools.reference
+
 ## Figures of the documentation, beside the raw tools, in one run each.
 benchmarks: $(READY)
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
@@ -40,4 +49,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo-out build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

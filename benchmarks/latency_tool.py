@@ -4,9 +4,10 @@
 
 The tool is the one in the ai-edge-litert wheel (`ai_edge_litert/tools/benchmark_litert_model.py`: the Python form of
 the C++ tool, which no package index carries), with XNNPACK on one thread. It times the run alone, so it is compared to
-edgekit's time of the run alone; the latency that edgekit reports has copying in and reading back in it too. One turn of
-each makes a pair. A second reference is LiteRT's C API without any Python (edgekit's native runner). Printed are the ratio as the median over the pairs, with its distribution-free interval, and the
-ratio of the lowest medians, for on a machine that others use too, disturbances only ever add.
+edgekit's time of the run alone; the latency that edgekit reports has copying in and reading back in it too. A second
+reference is the same run through LiteRT's C API, without any Python (edgekit's native runner). One turn of each makes a
+round. Printed are the ratio to the tool as the median over the rounds, with its distribution-free interval, and ratios
+of the lowest medians, for on a machine that others use too, disturbances only ever add.
 """
 
 from __future__ import annotations
@@ -84,10 +85,10 @@ def measure(path: Path, rounds: int, threads: int) -> None:
     lowest = times.min(axis=0)
     best = lowest[1] / lowest[0]
     print(
-        f"{path.name}: ratio of pairs {np.median(ratios):.3f} {spread}; lowest medians: LiteRT's tool "
-        f"{lowest[0]:.4f} ms, edgekit {lowest[1]:.4f} ms (with copies {lowest[2]:.4f} ms), C API {lowest[3]:.4f} ms; edgekit / tool {best:.3f}, "
-        f"edgekit / C API {lowest[1] / lowest[3]:.3f}, "
-        f"{'within' if abs(best - 1) <= ALLOWED else 'NOT within'} {ALLOWED:.0%}",
+        f"{path.name}: edgekit / tool of rounds {np.median(ratios):.3f} {spread}; lowest medians: LiteRT's tool "
+        f"{lowest[0]:.4f} ms, C API {lowest[3]:.4f} ms, edgekit {lowest[1]:.4f} ms (with copies {lowest[2]:.4f} ms); "
+        f"edgekit / tool {best:.3f}, edgekit / C API {lowest[1] / lowest[3]:.3f}: "
+        f"{'within' if abs(best - 1) <= ALLOWED else 'NOT within'} {ALLOWED:.0%} of the tool",
         flush=True,
     )
 

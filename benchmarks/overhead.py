@@ -2,6 +2,8 @@
 
     python benchmarks/overhead.py [--repeat 3]
 
+The last rows are of the cache: the same build again, unchanged, and with another recipe.
+
 Both take a Keras MobileNetV2 (0.35, 96 px, random weights) and 200 samples to an int8 program. The bare script
 exports, converts, calibrates with exact ranges and quantizes; it neither verifies nor evaluates. edgekit does all of
 its checks on the same samples. The fixed start-up is the difference of both on a network of one layer. Wall times of
@@ -11,6 +13,7 @@ the fastest run.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -55,12 +58,12 @@ made.quantize(calibrator.get_model_qsvs(), enable_progress_report=False).export_
 """
 
 
-def seconds(command: list[str], repeat: int) -> float:
+def seconds(command: list[str], repeat: int, environment: dict[str, str] | None = None) -> float:
     """Return the wall time of the fastest of `repeat` runs."""
     best = float("inf")
     for _ in range(repeat):
         started = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(command, check=True, capture_output=True, env=environment)
         best = min(best, time.perf_counter() - started)
     return best
 
@@ -80,12 +83,17 @@ def main() -> None:
             times[kind, "bare"] = seconds([python, "-c", BARE, source, data, str(folder / "bare.tflite")], repeat)
             command = [python, "-m", "edge", "build", source, "--target", "rpi4", "--calibration", data, "-q"]
             command += ["--calibration-samples", str(SAMPLES), "--latency", "none", "-o", str(folder / "out")]
-            times[kind, "edgekit"] = seconds([*command, "--evaluation", data], repeat)
-            times[kind, "edgekit, 16 evaluated"] = seconds([*command, "--evaluation-samples", "16"], repeat)
+            fresh, again = [*command, "--no-cache"], [*command, "--evaluation", data]
+            times[kind, "edgekit"] = seconds([*fresh, "--evaluation", data], repeat)
+            times[kind, "edgekit, 16 evaluated"] = seconds([*fresh, "--evaluation-samples", "16"], repeat)
+            environment = {**os.environ, "EDGEKIT_CACHE": str(folder / f"cache-{kind}")}
+            seconds(again, 1, environment)
+            times[kind, "edgekit, unchanged"] = seconds(again, repeat, environment)
+            times[kind, "edgekit, another recipe"] = seconds([*again, "--recipe", "dynamic"], 1, environment)
     fixed = times["trivial", "edgekit, 16 evaluated"] - times["trivial", "bare"]
     print(f"fixed start-up of edgekit over the bare script: {fixed:.1f} s")
     print(f"{'':32}{'one layer':>12}{'MobileNetV2':>14}{'beyond start-up':>18}")
-    for name in ("bare", "edgekit, 16 evaluated", "edgekit"):
+    for name in ("bare", "edgekit, 16 evaluated", "edgekit", "edgekit, another recipe", "edgekit, unchanged"):
         real = times["real", name]
         beyond = "" if name == "bare" else f"{100 * ((real - fixed) / times['real', 'bare'] - 1):+.0f} %"
         print(f"{name:32}{times['trivial', name]:>10.1f} s{real:>12.1f} s{beyond:>18}")

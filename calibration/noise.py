@@ -41,6 +41,16 @@ class Noise:
         return np.asarray(np.mean(parts, axis=0)) if parts else np.zeros(0)
 
     @property
+    def outputs_db(self) -> dict[str, float]:
+        """The signal-to-noise ratio of each output by name, in dB, formed as that of all."""
+        found = {}
+        for name, sums in self._sums.items():
+            one = Noise()
+            one._sums = {name: sums}
+            found[name] = one.snr_db
+        return found
+
+    @property
     def snr_db(self) -> float:
         """The signal-to-noise ratio: of the mean of the ratios, in dB."""
         ratios = self.ratios()

@@ -35,7 +35,8 @@ def of_source(project: Project, progress: Progress = isolate.no_progress) -> dic
     """Return the diagnosis of a source for its first target (see `edge.stages.diagnosing:diagnose`)."""
     step = resolve_steps(project)[0]
     with pipeline.working_folder() as work:
-        imported = pipeline.import_source(project, "litert", work, progress)
+        carrier = registry.runtime(step.runtime).carrier
+        imported = pipeline.import_source(project, carrier, work, progress)
         asked = {
             "carrier": str(imported.carrier),
             "signature": codec.to_json(imported.signature),

@@ -137,7 +137,7 @@ class ArtifactError(EdgekitError):
     exit_code = 4
 
 
-# What a full disk, a folder that refuses or a missing file say; a seek to where a damaged file points is not among them.
+# What a full disk, a folder that refuses or a missing file say; a seek to where a damaged file points is none of it.
 _OF_THE_SYSTEM = (
     errno.ENOSPC,
     errno.EDQUOT,

@@ -221,7 +221,7 @@ def _result(name: str, code: int, answered: Path, log: Path) -> dict[str, Any]:
 def file_too_large(name: str, log: str | None = None) -> errors.StageFileError:
     """Return the error for a child that met the limit on the size of files."""
     return errors.StageFileError(
-        f"{name} wrote a file larger than {default_file_limit() / 2**30:g} GiB and was stopped.",
+        f"{name} wrote a file larger than {default_file_limit() / 2**30:.3g} GiB and was stopped.",
         hint=f"Use fewer samples or a smaller model, or raise {FILE_VARIABLE}.",
         log=log,
     )

@@ -482,7 +482,7 @@ def _manifest(project: Project, step: Step, imported: Imported, built: Built) ->
         target=step.target.name,
         runtime=step.runtime,
         recipe=codec.to_json(built.program.recipe),
-        recipe_name=built.program.recipe.name,
+        recipe_name=built.program.recipe.name + ("-qat" if imported.training else ""),
         quantizer=built.program.quantizer,
         source=artifacts.SourceRecord(name=_base_name(project.source), kind=imported.kind, digest=imported.digest),
         calibration=_record(imported.calibration_record) if step.recipe.needs_calibration else None,

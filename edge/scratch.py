@@ -35,10 +35,13 @@ def held(prefix: str, folder: Path) -> Iterator[Path]:
 def _locked(prefix: str, folder: Path) -> tuple[Path, int]:
     while True:
         made = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
-        lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+        # Between making and locking another run may take it for abandoned.
+        try:
+            lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # Between making and locking another run may have taken it for abandoned.
         if _is(made, lock):
             return made, lock
         os.close(lock)

@@ -16,7 +16,7 @@ import numpy as np
 from edge import codec
 from edge.errors import ConversionError, DataError, MissingPackageError, SourceError
 from edge.signature import DTYPES, Signature, TensorSpec
-from edge.targets import torch_fake_quant
+from edge.targets import torch_fake_quant, torch_pickles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,8 +101,10 @@ def load_exported(path: Path, signature: Signature | None = None) -> Exported:
     extra = {SIGNATURE_FILE: ""}
     torch_fake_quant.operators()  # a network may bring learned scales
     try:
-        with quiet():
+        with quiet(), torch_pickles.refused():
             program = torch.export.load(str(path), extra_files=extra)
+    except torch_pickles.PickleRefusedError:
+        raise
     except Exception as error:  # a damaged archive raises whatever its parts lead to
         raise SourceError(
             f"{path.name} cannot be read as an exported program: {type(error).__name__}: {first_line(error)}",

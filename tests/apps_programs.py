@@ -1,7 +1,7 @@
 """Real programs of ExecuTorch, PyTorch Mobile and Core ML for the tests of the export, built by edgekit's own runtimes.
 
 The five kinds of tests/apps_artifacts.py as small PyTorch networks. They are built once per test run, in a process of
-their own: `python -m tests.apps_programs FOLDER`.
+their own: `python -m tests.apps_programs FOLDER`; EDGEKIT_APPS_PROGRAMS names a folder of an earlier run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,8 @@ def folder() -> Path:
     """Return the folder of all artifacts, `RUNTIME/KIND`; skip the test where a framework is absent."""
     if not available():
         pytest.skip("needs torch, executorch and coremltools")
+    if earlier := os.environ.get("EDGEKIT_APPS_PROGRAMS"):
+        return Path(earlier)
     made = Path(tempfile.mkdtemp(prefix="edgekit-apps-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     command = [sys.executable, "-m", "tests.apps_programs", str(made)]

@@ -60,6 +60,24 @@ def imported(name: str, folder: Path, module: Any = None) -> Model:
     return Model(carrier="exported", path=folder / "carrier.pt2", signature=signature)
 
 
+def exported(module: Any, examples: tuple[Any, ...], folder: Path) -> Model:
+    """Return a module as a model in the exported carrier, its ends named by position."""
+    import torch
+
+    program = torch.export.export(module, examples)
+    signature = carrier.unnamed(program)
+    carrier.save(program, signature, folder / "carrier.pt2")
+    return Model(carrier="exported", path=folder / "carrier.pt2", signature=signature)
+
+
+def agreement(model: Model, program: Program) -> float:
+    """Return the smallest signal-to-noise ratio of a program's outputs against its float carrier, in dB."""
+    runtime = ExecuTorch()
+    reference, session = runtime.open_carrier(model.path), runtime.open(program.path, kernels="xnnpack", threads=1)
+    inputs = [s.inputs for s in samples(model.signature, 8, seed=1)]
+    return min(snr_db([reference.run(i) for i in inputs], [run(session, i) for i in inputs]).values())
+
+
 def build(model: Model, recipe: Recipe, folder: Path, data: Any = None, **options: Any) -> Program:
     """Build below `folder`, calibrated with 16 samples where the recipe needs them."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,9 @@ def _torchscript(folder: Path) -> Path:
 
     whole = folder / "whole.pt"
     torch.jit.trace(torch.nn.Linear(4, 2), torch.zeros(1, 4)).save(str(whole))
-    return _replaced(whole, folder / "script.pt", lambda n: pickled() if n.endswith(("data.pkl", "constants.pkl")) else None)
+    return _replaced(
+        whole, folder / "script.pt", lambda n: pickled() if n.endswith(("data.pkl", "constants.pkl")) else None
+    )
 
 
 def _exported(folder: Path) -> Path:
@@ -88,19 +90,13 @@ def _lite(folder: Path) -> Path:
     return _replaced(whole, folder / "hostile.ptl", lambda n: pickled() if n.endswith(".pkl") else None)
 
 
-def _run() -> None:
-    import os
-
-    open(os.environ["EDGEKIT_MARKER"], "w").close()  # noqa: SIM115, PTH123
-
-
 def _lambda_model(path: Path) -> Path:
     import keras
 
     def code(x: Any) -> Any:
         import os
 
-        open(os.environ["EDGEKIT_MARKER"], "w").close()  # noqa: SIM115, PTH123
+        open(os.environ["EDGEKIT_MARKER"], "w").close()  # noqa: PTH123
         return x
 
     os.environ.setdefault(MARKER, os.devnull)

@@ -125,9 +125,7 @@ def kill_once(bench: Bench, rng: random.Random) -> Kill:
     state = _after_kill(bench, existed=not fresh)
     bench.run_to_end()
     _after_next_run(bench)
-    return Kill(
-        after_s=after, victim="build" if victim == process.pid else "stage", done=done, artifact=state
-    )
+    return Kill(after_s=after, victim="build" if victim == process.pid else "stage", done=done, artifact=state)
 
 
 def _nobody_left(pids: list[int]) -> None:

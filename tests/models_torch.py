@@ -184,6 +184,26 @@ def mobilenet_alone() -> nn.Module:
     return MobileNet()
 
 
+class Series(nn.Module):  # type: ignore[misc]
+    """1-D convolutions over a series of three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = (
+            nn.Conv1d(3, 8, 5, padding=2),
+            nn.BatchNorm1d(8),
+            nn.Conv1d(8, 2, 3, padding=1),
+        )
+
+    def forward(self, signal: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.last(torch.relu(self.norm(self.first(signal))))
+        return made
+
+
+def series() -> Made:
+    return Series(), (torch.rand(1, 3, 32),)
+
+
 def unet() -> Made:
     return UNet(), {"image": image()}
 

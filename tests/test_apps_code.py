@@ -24,7 +24,7 @@ from edge.signature import Fit, Preprocess, Resize
 from tests import apps_artifacts
 
 REPO = Path(__file__).resolve().parents[1]
-KINDS = sorted(apps_artifacts.MAKERS)
+KINDS = [*sorted(apps_artifacts.MAKERS), "ssd"]
 
 
 def _export(artifact: Path, folder: Path, platform: Platform, **options: object) -> Contract:
@@ -53,7 +53,7 @@ def _run_python(folder: Path, code: str | None = None) -> subprocess.CompletedPr
 @pytest.mark.parametrize("kind", KINDS)
 def test_python_package_passes_its_golden_test(kind: str, tmp_path: Path) -> None:
     """Classifier, detector, segmenter, audio and two-input models compute in the package what the build computed."""
-    _export(apps_artifacts.MAKERS[kind](tmp_path / "a"), tmp_path / "out", "python")
+    _export(getattr(apps_artifacts, kind)(tmp_path / "a"), tmp_path / "out", "python")
     done = _run_python(tmp_path / "out")
     assert (done.returncode, done.stdout.split(":")[0]) == (0, "passed"), done.stderr
 
@@ -121,8 +121,10 @@ def test_nasty_names_mean_the_same_in_python(tmp_path: Path) -> None:
     """Labels that try to break out of literals arrive unchanged, and the package passes its test."""
     _export(apps_artifacts.nasty(tmp_path / "a"), tmp_path / "out", "python")
     assert _run_python(tmp_path / "out").returncode == 0
-    code = f"import json, {_module(tmp_path / 'out')} as m; print(json.dumps(m.CONTRACT['labels']))"
-    assert tuple(json.loads(_run_python(tmp_path / "out", code).stdout)) == apps_artifacts.NASTY
+    names = "[t['name'] for t in m.CONTRACT['inputs']]"
+    code = f"import json, {_module(tmp_path / 'out')} as m; print(json.dumps(list(m.CONTRACT['labels']) + {names}))"
+    found = json.loads(_run_python(tmp_path / "out", code).stdout)
+    assert found == [*apps_artifacts.NASTY, apps_artifacts.NASTY_NAMES[0]]
 
 
 # --- C++ ------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def _run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize("kind", KINDS)
 def test_cpp_header_equals_python_bit_for_bit(kind: str, tmp_path: Path) -> None:
     """Compiled without a warning, the outputs equal those of Python's LiteRT exactly, and so does the preprocessing."""
-    _export(apps_artifacts.MAKERS[kind](tmp_path / "a"), tmp_path / "out", "cpp")
+    _export(getattr(apps_artifacts, kind)(tmp_path / "a"), tmp_path / "out", "cpp")
     done = _run(_build(tmp_path / "out"), tmp_path / "out" / "data", "--exact")
     assert (done.returncode, done.stdout.split(":")[0]) == (0, "passed"), done.stderr
 
@@ -199,12 +201,14 @@ def test_nasty_names_mean_the_same_in_cpp(tmp_path: Path) -> None:
     made = _export(apps_artifacts.nasty(tmp_path / "a"), tmp_path / "out", "cpp", name="Nasty")
     printer = tmp_path / "print.cpp"
     printer.write_text(
-        '#include <cstdio>\n#include "nasty.hpp"\nint main() { for (const auto& l : nasty::labels()) '
+        '#include <cstdio>\n#include "nasty.hpp"\nint main() { auto texts = nasty::labels(); '
+        "texts.push_back(nasty::inputs()[0].name); for (const auto& l : texts) "
         "std::fwrite((l + '\\xff').data(), 1, l.size() + 1, stdout); }\n"
     )
     program = _build(tmp_path / "out", printer)
     printed = subprocess.run([str(program)], check=True, capture_output=True).stdout
-    assert printed.split(b"\xff")[:-1] == [label.encode() for label in made.labels]
+    texts = [*made.labels, apps_artifacts.NASTY_NAMES[0]]
+    assert printed.split(b"\xff")[:-1] == [text.encode() for text in texts]
     done = _run(_build(tmp_path / "out"), tmp_path / "out" / "data", "--exact")
     assert done.returncode == 0, done.stderr
 

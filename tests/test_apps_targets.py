@@ -10,7 +10,6 @@ import struct
 import subprocess
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from edge.apps.contract import Contract
 from edge.apps.export import export
 from edge.apps.pins import Platform
 from edge.errors import ConfigError, DataError
-from tests import apps_artifacts
+from tests import apps_artifacts, apps_programs
 
 # --- Android archives -----------------------------------------------------------------------------
 
@@ -139,33 +138,62 @@ def _export(artifact: Path, folder: Path, platform: Platform, runtime: str | Non
     return export(artifact, folder, ExportOptions(platform=platform, runtime=runtime)).contract
 
 
-RUNTIMES: dict[str, dict[str, Any]] = {
-    "litert": {},
-    "tflite": {},
-    "executorch": {"runtime": "executorch", "suffix": ".pte", "tools": {"executorch": "1.4.1"}},
-    "coreml": {"runtime": "coreml", "suffix": ".mlmodel"},
+PINS = {
+    "litert": 'path: "../LiteRT"',
+    "tflite": "'= 2.17.0'",
+    "executorch": 'branch: "swiftpm-1.5.0"',
+    "coreml": "dependencies: [\n    ]",
 }
 
 
-@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
-def test_swift_package_is_pinned_and_parses(runtime: str, tmp_path: Path) -> None:
+def _artifact(runtime: str, kind: str, folder: Path) -> Path:
+    """Return an artifact of that kind with a real program of the runtime."""
+    if runtime in ("litert", "tflite"):
+        return apps_artifacts.MAKERS[kind](folder)
+    return apps_programs.folder() / runtime / kind
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+@pytest.mark.parametrize("kind", sorted(apps_artifacts.MAKERS))
+@pytest.mark.parametrize("runtime", sorted(PINS))
+def test_swift_package_is_pinned_and_parses(runtime: str, kind: str, tmp_path: Path) -> None:
     """Exact pins, resources that exist, no place left open; every Swift file parses where tree-sitter is installed."""
-    artifact = apps_artifacts.two_inputs(tmp_path / "a", **RUNTIMES[runtime])
-    _export(artifact, tmp_path / "out", "ios", runtime)
-    out = tmp_path / "out"
-    manifest = (out / ("TwoInputs.podspec" if runtime == "tflite" else "Package.swift")).read_text()
-    pin = {
-        "litert": 'path: "../LiteRT"',
-        "tflite": "'= 2.17.0'",
-        "executorch": 'branch: "swiftpm-1.4.1"',
-        "coreml": "dependencies: [\n    ]",
-    }
-    assert pin[runtime] in manifest
-    assert {p.name for p in (out / "Sources/TwoInputs/Resources").iterdir()} >= {"model_contract.json"}
-    assert (out / "Tests/TwoInputsTests/Resources/golden.bin").is_file()
+    made = export(
+        _artifact(runtime, kind, tmp_path / "a"), tmp_path / "out", ExportOptions(platform="ios", runtime=runtime)
+    )
+    out, name = tmp_path / "out", made.name
+    manifest = (out / (f"{name}.podspec" if runtime == "tflite" else "Package.swift")).read_text()
+    assert PINS[runtime] in manifest
+    assert ("backend_xnnpack" in manifest) == (runtime == "executorch")
+    assert {p.name for p in (out / f"Sources/{name}/Resources").iterdir()} >= {"model_contract.json"}
+    assert (out / f"Tests/{name}Tests/Resources/golden.bin").is_file()
     sources = list(out.rglob("*.swift"))
     assert not [p.name for p in sources if "@@" in p.read_text() or "//#" in p.read_text()]
     _parse(sources)
+
+
+def test_delegates_decide_the_package_of_executorch(tmp_path: Path) -> None:
+    """A program for Core ML's delegate links its backend on iOS and is refused for Android; Vulkan has its own AAR."""
+    torch = {"runtime": "executorch", "suffix": ".pte", "tools": {"executorch": "1.5.1"}}
+    apple = apps_artifacts.keywords(tmp_path / "a", details={"delegates": ["coreml", "portable"]}, **torch)
+    _export(apple, tmp_path / "ios", "ios")
+    manifest = (tmp_path / "ios/Package.swift").read_text()
+    assert '.product(name: "backend_coreml", package: "executorch")' in manifest
+    assert '.linkedFramework("CoreML"), .linkedLibrary("sqlite3")' in manifest
+    with pytest.raises(ConfigError, match=r"calls ExecuTorch's coreml; org\.pytorch:executorch-android has xnnpack"):
+        _export(apple, tmp_path / "no", "android")
+    gpu = apps_artifacts.keywords(tmp_path / "b", details={"delegates": ["vulkan", "xnnpack"]}, **torch)
+    assert _export(gpu, tmp_path / "gpu", "android").runtime.package == "org.pytorch:executorch-android-vulkan"
+
+
+def test_versions_that_were_not_published_become_the_one_that_was(tmp_path: Path) -> None:
+    """ExecuTorch 1.5.1 is on Maven and 1.5.0 is the Swift package of its programs."""
+    artifact = apps_artifacts.keywords(
+        tmp_path / "a", runtime="executorch", suffix=".pte", tools={"executorch": "1.5.1+cpu"}
+    )
+    assert _export(artifact, tmp_path / "ios", "ios").runtime.version == "1.5.0"
+    assert _export(artifact, tmp_path / "android", "android").runtime.version == "1.5.1"
 
 
 def _parse(sources: list[Path]) -> None:
@@ -211,10 +239,11 @@ def _node(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, env=environment, timeout=60)
 
 
-@pytest.mark.parametrize("kind", ["detector", "keywords", "segmenter", "two_inputs"])
+@pytest.mark.parametrize("kind", [*sorted(apps_artifacts.MAKERS), "ssd"])
 def test_web_package_passes_its_golden_test_in_node(kind: str, tmp_path: Path) -> None:
     """JavaScript's pre- and postprocessing equal the build's; 20 more images are bit-exact."""
-    made = _export(apps_artifacts.MAKERS[kind](tmp_path / "a"), tmp_path / "out", "web")
+    stored = {"stored": "float32"} if kind == "classifier" else {}
+    made = _export(getattr(apps_artifacts, kind)(tmp_path / "a", **stored), tmp_path / "out", "web")
     done = _node(tmp_path / "out")
     assert done.returncode == 0, done.stderr
     rng = np.random.default_rng(7)
@@ -231,14 +260,12 @@ def test_web_package_notices_a_wrong_scale(tmp_path: Path) -> None:
     assert "FAIL: image 0 becomes another input 0" in _node(tmp_path / "out").stderr
 
 
-def test_nasty_labels_mean_the_same_in_javascript(tmp_path: Path) -> None:
-    """Labels that try to break out of literals arrive unchanged."""
-    labels = tmp_path / "labels.txt"
-    texts = [t.replace("\n", " ").replace("\r", " ") for t in apps_artifacts.NASTY]
-    labels.write_text("\n".join(texts), encoding="utf-8")
-    artifact = apps_artifacts.keywords(tmp_path / "a")
-    export(artifact, tmp_path / "out", ExportOptions(platform="web", labels=labels))
-    assert json.loads(_node(tmp_path / "out").stdout) == texts
+def test_nasty_names_mean_the_same_in_javascript(tmp_path: Path) -> None:
+    """Labels and tensor names that try to break out of literals arrive unchanged, and the test passes."""
+    _export(apps_artifacts.nasty(tmp_path / "a", stored="float32"), tmp_path / "out", "web")
+    done = _node(tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [*apps_artifacts.NASTY, apps_artifacts.NASTY_NAMES[0]]
 
 
 def test_int8_ends_are_refused_for_the_web(tmp_path: Path) -> None:

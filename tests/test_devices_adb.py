@@ -76,6 +76,7 @@ def test_push_run_pull_and_exit_codes(phone: Phone, board: Board, tmp_path: Path
     assert _left(board) == b""
 
 
+@pytest.mark.parametrize("phone", [True], ids=["android-14"], indirect=True)
 def test_agent_runs_on_the_phone(phone: Phone, tmp_path: Path) -> None:
     """Where there is a Python the same agent computes there."""
     path = tmp_path / "net.tflite"
@@ -88,6 +89,8 @@ def test_agent_runs_on_the_phone(phone: Phone, tmp_path: Path) -> None:
     assert np.allclose(found, [session.run(s)["y"] for s in samples], rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("phone", [True], ids=["android-14"], indirect=True)
 def test_the_native_runner_serves_a_phone_without_python(phone: Phone, board: Board, tmp_path: Path) -> None:
     """Loader, C library and runtime are sent, the loader is made executable, and all of it is removed again."""
     if not shutil.which("aarch64-linux-gnu-g++"):

@@ -11,6 +11,7 @@ import pytest
 
 from edge import isolate
 from edge.artifact import read
+from edge.cli.outcome import run as edgekit
 from edge.devices import attach
 from edge.devices.base import DeviceFacts, parse
 from edge.devices.check import ReplaySession, check_on_device
@@ -106,6 +107,25 @@ def test_check_of_an_int8_model_on_an_emulated_board(artifact: tuple[Path, Path]
     counted = [f for f in record["findings"] if f["rule"] == "NOT_COUNTED"]
     assert counted or record["instructions"]["repeatable"]
     assert record["memory"]["peak_kib"] > 10_000
+
+
+def test_a_program_file_is_compared_with_this_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A uint8 network that others quantized, on an A53: the command says that its kernels differ, and by how much."""
+    program = tmp_path / "uint8.tflite"
+    program.write_bytes(board_setup.unsigned_network())
+    with board_setup.emulated():
+        assert edgekit(["check", str(program), "--device", "emulator:rpi3", "-q"], debug=False) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning KERNELS_DIFFER" in said
+    assert "XNNPACK rounds uint8 convolutions otherwise on a Cortex-A53" in said
+    assert "emulated, python runner" in said
+
+
+def test_only_programs_are_checked_without_an_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another file is refused with what is accepted."""
+    (tmp_path / "net.onnx").write_bytes(b"")
+    assert edgekit(["check", str(tmp_path / "net.onnx"), "-q"], debug=False) != 0
+    assert "accepted: .tflite, .pte" in capsys.readouterr().err
 
 
 @pytest.fixture

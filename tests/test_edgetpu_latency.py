@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from edge.errors import ConfigError
 from edge.targets.edgetpu import latency
-from edge.targets.edgetpu.latency import Interval, Work, conv_cycles, dense_cycles, predict_latency
+from edge.targets.edgetpu.latency import Work, conv_cycles, dense_cycles, predict_latency
 from edge.targets.edgetpu.memory import LayerMemory, MemoryPlan
+from edge.targets.interval import Interval
 from edge.targets.litert import flatbuffer
 from edge.targets.litert.flatbuffer import Graph
 from tests.edgetpu_models import chain, classifier

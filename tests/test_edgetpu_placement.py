@@ -274,9 +274,9 @@ def test_five_hundred_operators_in_under_a_second() -> None:
     for _ in range(250):
         model.op("CONV_2D", (1, 32, 32, 8), np.ones((8, 3, 3, 8), np.int8), version=3).op("RELU", (1, 32, 32, 8))
     program = model.bytes()
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: others share the machine
     predict.predict_program(program)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_prediction_imports_neither_tensorflow_nor_torch() -> None:

@@ -90,11 +90,10 @@ def test_without_an_exchange_the_folder_is_replaced_too(tmp_path: Path, monkeypa
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_folder_that_is_removed_before_its_lock_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_removed_before_its_lock_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between making a scratch folder and locking it another run may clean up: the maker notices."""
-    real, stolen = fcntl.flock, []
+    real = fcntl.flock
+    stolen: list[Path] = []
 
     def steal(descriptor: int, how: int) -> None:
         if not stolen:
@@ -114,9 +113,7 @@ def test_a_folder_that_is_removed_before_its_lock_is_made_anew(
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_writers_of_one_folder_leave_it_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
-) -> None:
+def test_writers_of_one_folder_leave_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     """Many writers at once: each ends well or is told, a reader never sees a mixture, one artifact stays."""
     if not exchange:
         monkeypatch.setattr(artifact, "_exchanged", lambda *_: False)
@@ -188,7 +185,7 @@ def _can_mount() -> bool:
 @pytest.mark.skipif(not _can_mount(), reason="needs user namespaces to make a small disk")
 @pytest.mark.parametrize("full", ["out", "tmp", "cache"])
 def test_a_full_disk_is_told_and_the_next_run_is_right(bench: Bench, full: str) -> None:
-    """Full where the output, the temporary files or the cache are: the first two are told, and a cache is not needed."""
+    """A full disk for output or temporary files is told; a cache that is full is done without."""
     small = {"out": bench.out, "tmp": bench.tmp, "cache": bench.cache}[full]
     command = "edge build net.tflite --target rpi4 --calibration data.npz --latency none -q -o"
     # A page for folders, none for what is to be stored.
@@ -212,7 +209,7 @@ def test_a_full_disk_is_told_and_the_next_run_is_right(bench: Bench, full: str) 
 
 
 def test_folders_that_refuse_are_told(bench: Bench) -> None:
-    """Where neither output nor temporary files can be written, the build says so; a cache that refuses is done without."""
+    """Where the output cannot be written, the build says so; a cache that refuses is done without."""
     own = {"TMPDIR": str(bench.tmp), "EDGEKIT_CACHE": "/sys/kernel/edgekit", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "edge", "build", "net.tflite", "--target", "rpi4", "--calibration", "data.npz"]
     command += ["--latency", "none", "-q", "-o", str(bench.out)]

@@ -1,4 +1,4 @@
-"""Untrusted files run no code and write nothing outside: every kind crafted for real, on every command that reads it."""
+"""Untrusted files run no code and write nothing outside: each kind crafted for real, on the commands that read it."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_names_from_models_stay_names(tmp_path: Path) -> None:
     before = {p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "app")}
     for platform in ("android", "ios", "cpp", "python", "web"):
         try:
-            export(folder, tmp_path / "app" / platform, ExportOptions(platform=platform))  # type: ignore[arg-type]
+            export(folder, tmp_path / "app" / platform, ExportOptions(platform=platform))
         except ArtifactError:
             continue
     after = {p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "app")}

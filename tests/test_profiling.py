@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +20,11 @@ import pytest
 from edge import profiling
 from edge.cli.outcome import run as edgekit
 from edge.devices import stopwatch
-from edge.errors import ConfigError
+from edge.devices.programs import describe
+from edge.errors import ConfigError, DeviceError
 from edge.measure import trace
 from edge.measure.trace import Reading
+from edge.signature import Signature, TensorSpec
 from tests import board_setup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +36,12 @@ import stopwatch
 with stopwatch.controlled({"governor": True}, Path(sys.argv[2])) as done:
     print(done[0]["taken"], flush=True)
     time.sleep(float(sys.argv[3]))
+"""
+NET = """
+import torch
+def make():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    return net.eval(), (torch.zeros(1, 3, 8, 8),)
 """
 
 
@@ -228,6 +238,65 @@ def test_a_pattern_that_names_several_devices_is_no_place_to_measure(
         profiling.profile(artifact, profiling.Request(device="all-of:*", output=None))
 
 
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a device without Python: this host."""
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler is installed")
+    (tmp_path / "devices.toml").write_text('[bare]\ndevice = "local"\npython = "/nowhere/python3"\n')
+    monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.toml"))
+    place = os.environ.get("EDGEKIT_TEST_CACHE") or str(Path(tempfile.gettempdir()) / f"edgekit-tests-{os.getuid()}")
+    monkeypatch.setenv("EDGEKIT_CACHE", place)
+    return "bare"
+
+
+def test_a_device_without_python_is_timed_by_the_native_runner(artifact: Path, bare: str) -> None:
+    """Latency with its verdict, its parts and the memory; what needs Python there is said not to be told."""
+    record = profiling.profile(artifact, profiling.Request(device=bare, profile="smoke", per_op=True, output=None))
+    assert record.latency is not None
+    assert record.spans is not None
+    assert (record.runner, record.mode, record.cold, record.energy) == ("native", "measured", None, None)
+    assert record.latency["samples"] >= 64
+    assert 0 < record.spans["run_ms"] <= record.latency["p90_ms"]
+    assert {"NATIVE_RUNNER", "NO_OPERATOR_TIMES"} <= {f.rule for f in record.findings}
+    with pytest.raises(DeviceError, match="takes no --cpus"):
+        profiling.profile(artifact, profiling.Request(device=bare, cpus=(0,), output=None))
+
+
+def test_a_device_without_python_compares(artifact: Path, bare: str) -> None:
+    """The native runner lets two programs take turns too: a program is no slower than itself."""
+    found = profiling.compare(artifact, artifact, profiling.Request(device=bare, threshold=0.2, output=None))
+    assert found.runner == "native"
+    assert found.outcome in ("no slower", "undecided")
+    assert found.groups == 4 * found.launches
+
+
+def test_programs_of_other_runtimes_are_refused(tmp_path: Path) -> None:
+    """A .ptl or Core ML program is told what can measure it."""
+    end = TensorSpec(name="x", shape=(1, 4), dtype="float32")
+    signature = Signature(inputs=(end,), outputs=(end,))
+    with pytest.raises(DeviceError, match=r"torch_mobile \(.ptl\) are not run on devices; accepted: .tflite") as caught:
+        describe(tmp_path / "m.ptl", runtime="torch_mobile", kernels="builtin", threads=1, signature=signature)
+    assert "edgekit check ARTIFACT --latency quick" in str(caught.value.hint)
+
+
+@pytest.mark.frameworks
+@pytest.mark.slow
+def test_profile_of_a_pte_here(tmp_path: Path) -> None:
+    """ExecuTorch's program starts cold, is timed, and has a time per operator of its backend."""
+    (tmp_path / "net.py").write_text(NET)
+    arguments = ["build", f"{tmp_path}/net.py:make", "--target", "linux", "--runtime", "executorch", "-q"]
+    assert edgekit([*arguments, "--latency", "none", "-o", str(tmp_path / "out")], debug=False) == 0
+    made = next((tmp_path / "out").glob("*/manifest.json"), tmp_path / "out/manifest.json").parent
+    record = profiling.profile(made, profiling.Request(profile="smoke", per_op=True, output=None))
+    assert (record.runtime, record.runner) == ("executorch", "python")
+    assert record.cold is not None
+    assert record.cold["total_ms"] > record.cold["import_ms"] > 0
+    assert record.operators
+    assert any("Convolution" in o.name and o.place == "XnnpackBackend" for o in record.operators)
+
+
+@pytest.mark.slow
 def test_an_emulated_board_compares_instructions(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

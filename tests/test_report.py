@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from edge.artifact import Artifact, Metrics, OutputParity
 from edge.cli import report as command
 from edge.errors import ConfigError
 from edge.findings import Finding, Outcome
-from edge.report import html, junit, plots, sarif
+from edge.report import console, html, junit, markdown, plots, sarif
 from tests.test_artifact import manifest
 from tests.test_verdict import with_accuracy
 
@@ -241,6 +242,37 @@ def edgekit(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command line."""
     code = [sys.executable, "-c", "from edge.cli import main; main()"]
     return subprocess.run([*code, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_search_is_a_table_with_its_cost_and_modes(tmp_path: Path) -> None:
+    """Console and Markdown list each candidate: accuracy, drop, predicted and emulated time, size, Pareto front."""
+    candidate: dict[str, Any] = {"drop": 0.02, "drop_low": 0.01, "drop_high": 0.03, "value": 0.93, "failure": None}
+    timed = {"size_bytes": 9000, "host_ms": 2.0, "latency_ms": 4.5, "latency_how": "threads_4"}
+    search = {
+        "metric": "top1",
+        "float": 0.95,
+        "selection_samples": 500,
+        "forward_passes": 2.6,
+        "runs": 1300,
+        "candidates": [
+            {"recipe": "int8", **candidate, **timed, "pareto": True, "chosen": True},
+            {"recipe": "int8x16", **candidate, **timed, "latency_ms": None, "pareto": False, "chosen": False},
+            {"recipe": "broken", "drop": 0.0, "size_bytes": 0, "pareto": False, "chosen": False, "failure": "no"},
+        ],
+    }
+    built = made(tmp_path)
+    built = replace(built, manifest=replace(built.manifest, details={"search": search}))
+    text, out = markdown.render(built.manifest), io.StringIO()
+    console.show(built, out)
+    cost = "search: 3 candidates, 2.6 forward passes over 500 samples that choose (1300 runs), top1 of float 95.00 %"
+    row = ["int8", "93.00 %", "+2.00 [+1.00, +3.00]", "4.5 ms", "2 ms", "9.0 kB", "chosen, Pareto"]
+    assert cost in text
+    assert cost in " ".join(out.getvalue().split())
+    assert f"| {' | '.join(row)} |" in text
+    assert "latency on the board, 4 threads (predicted)" in text
+    assert "| int8x16 | 93.00 % | +2.00 [+1.00, +3.00] | - | 2 ms |" in text
+    assert "- broken: no" in text
+    assert all(cell in out.getvalue() for cell in row)
 
 
 def test_an_artifact_without_numbers_still_has_a_page(tmp_path: Path) -> None:

@@ -67,6 +67,19 @@ def test_channel_last_network_has_no_transpose(tmp_path: Path) -> None:
     assert mobilenet().findings == ()
 
 
+def test_a_series_has_its_channels_last(tmp_path: Path) -> None:
+    """1-D convolutions over [1, 3, 32]: ends become NLC without a TRANSPOSE, and results are the module's, turned."""
+    import torch
+
+    module: Any = load("series")
+    assert ends(module) == (["signal: float32[1, 32, 3] NLC"], ["output_0: float32[1, 32, 2] NLC"])
+    assert "TRANSPOSE" not in built(module, tmp_path)
+    signal = np.random.default_rng(0).random((1, 32, 3), np.float32)
+    with torch.no_grad():
+        wanted = module._module(torch.from_numpy(signal).movedim(-1, 1)).movedim(1, -1).numpy()
+    assert np.allclose(module.run({"signal": signal})["output_0"], wanted, atol=1e-6)
+
+
 def test_run_takes_channel_last_arrays() -> None:
     """The reference transposes for the module: it gives what the module gives for the channel-first image."""
     import torch

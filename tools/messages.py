@@ -62,7 +62,13 @@ def _edge_tpu(rule: dict[str, str]) -> Told:
 
 def _broken(check: str) -> Told:
     name = f"BUDGET_{check.upper()}"
-    return Told(rule=name, severity="error", message="‹number› is over (or under) the budget of ‹limit›", fix="", module="edge/report/sarif.py")
+    return Told(
+        rule=name,
+        severity="error",
+        message="‹number› is over (or under) the budget of ‹limit›",
+        fix="",
+        module="edge/report/sarif.py",
+    )
 
 
 def _merged(found: list[Told]) -> list[Told]:
@@ -130,9 +136,7 @@ class _Module:
             message = self.text(call.args[0], call)
             if message.strip("‹›… .:") and _says_something(message):
                 assert isinstance(call.func, ast.Name)
-                yield Told(
-                    rule=call.func.id, severity="", message=message, fix=self.text(hint, call), module=self.name
-                )
+                yield Told(rule=call.func.id, severity="", message=message, fix=self.text(hint, call), module=self.name)
 
     def _severity(self, node: ast.expr | None, call: ast.Call) -> str:
         found = sorted(_constants(self._resolved(node, call)) & {"error", "warning", "info", "invalid"})
@@ -201,14 +205,14 @@ def _substituted(node: ast.expr, value: str) -> str:
 
 def _assignments(scope: ast.AST, name: str) -> Iterator[ast.expr | None]:
     for node in ast.walk(scope):
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            yield node.value
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and name in [t.id for t in targets if isinstance(t, ast.Name)]:
             yield node.value
 
 
 def _constants(node: ast.expr | None) -> set[str]:
-    return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)} if node else set()
+    parts = ast.walk(node) if node else ()
+    return {n.value for n in parts if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
 
 def _short(node: ast.expr) -> str:

@@ -1,7 +1,7 @@
-"""Write the generated parts of the documentation (`python -m tools.reference`); with --check, tell which are out of date and exit with 1.
+"""Write the generated parts of the documentation: `python -m tools.reference`.
 
-A part stands in a page between `<!-- generated: KIND [NAME] -->` and `<!-- end -->`; the text around it is written by
-hand. KIND is a function of `_PARTS`.
+With --check it tells which are out of date and exits with 1. A part stands in a page between
+`<!-- generated: KIND [NAME] -->` and `<!-- end -->`; the text around it is written by hand. KIND is a key of `_PARTS`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edge import budgets, errors, project
 from edge.cli import application
@@ -44,7 +44,7 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "model.trust": ("`true`, `false`", "Whether code that the model file carries may run."),
     "model.signature": ("text", "Which of a file's several signatures."),
     "model.dequantize": ("`true`, `false`", "Read a quantized `.tflite` as a float model."),
-    "recipe.train": ("`file.py:function`", "With `recipe = \"qat\"`: trains for one epoch."),
+    "recipe.train": ("`file.py:function`", 'With `recipe = "qat"`: trains for one epoch.'),
     "recipe.epochs": ("number", "Epochs of fine-tuning (default 5)."),
     "recipe.seed": ("number", "Seed of the first epoch (default 0)."),
     "recipe.train_time": ("duration", "When fine-tuning ends at the latest (default 30min)."),
@@ -73,10 +73,10 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "budgets.min_delegated": ("`95%`", "Share of operators on ExecuTorch's delegate."),
 }
 _INPUT_KEYS: Mapping[str, tuple[str, str]] = {
-    "shape": ("list", "Sizes, batch first; an open dimension is `\"1..64\"` or -1."),
+    "shape": ("list", 'Sizes, batch first; an open dimension is `"1..64"` or -1.'),
     "dtype": ("text", "Where the source leaves it open."),
     "layout": ("`NHWC`, `NCHW`, `NLC`, `NCL`, `other`", "What the axes are."),
-    "preprocess": ("table, or `\"scale=1/255\"`", "How raw samples become the input: see [concepts](concepts.md)."),
+    "preprocess": ('table, or `"scale=1/255"`', "How raw samples become the input: see [concepts](concepts.md)."),
     "value": ("number", "The input becomes a constant."),
 }
 # Of each variable of the environment that a user may set: what it does. A test holds it against the code.
@@ -155,7 +155,8 @@ def _command(command: Any, path: tuple[str, ...]) -> str:
     if rows := [_parameter(p, command, path) for p in command.params if not getattr(p, "hidden", False)]:
         parts.append(table(("option", "what"), [r for r in rows if r]))
     if examples := list(_examples(command.epilog or "")):
-        parts.append("<!-- notest: these run on the pages of their subjects -->\n```sh\n" + "\n".join(examples) + "\n```")
+        said = "<!-- notest: these run on the pages of their subjects -->"
+        parts.append("\n".join([said, "```sh", *examples, "```"]))
     return "\n\n".join(parts)
 
 
@@ -207,7 +208,7 @@ def _budget_units(_name: str) -> str:
         [
             ("durations", f"a number with {durations}; without a unit: ms"),
             ("sizes", f"a number with {sizes} (upper or lower case); without a unit: bytes"),
-            ("statistics of a latency", ", ".join(budgets.get_args(budgets.Statistic))),
+            ("statistics of a latency", ", ".join(get_args(budgets.Statistic))),
             ("modes, the strongest first", ", ".join(budgets._MODES)),
         ],
     )
@@ -219,7 +220,8 @@ def _variables(_name: str) -> str:
 
 def _target_keys(_name: str) -> str:
     rows = [(f"`{f.name}`", _default(f)) for f in dataclasses.fields(Target) if f.name != "name"]
-    return table(("key", "default"), [("`extends`", "none: the name of a target whose values these are laid over"), *rows])
+    extends = ("`extends`", "none: the name of a target whose values these are laid over")
+    return table(("key", "default"), [extends, *rows])
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

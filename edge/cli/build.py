@@ -24,6 +24,10 @@ _EXAMPLES = """Examples:
 
   edgekit build net.py:make_net --target coral --recipe qat --train train.py:train --calibration data.npz
 
+  edgekit build net.py:make_net --target android --runtime executorch --shape steps=1,1..64,12
+
+  edgekit build net.py:make_net --target pytorch-mobile --recipe float32 --script
+
   edgekit build      (with an edgekit.toml in the folder)
 """
 

@@ -15,6 +15,8 @@ _EXAMPLES = """Examples:
 
   edgekit diagnose model.keras --target coral --calibration data.npz
 
+  edgekit diagnose model.pt2 --target android --runtime executorch --calibration data.npz
+
   edgekit diagnose edgekit-build/net-rpi4 --calibration data.npz --evaluation test.npz
 """
 
@@ -28,6 +30,9 @@ def diagnose(
     model: Annotated[str, typer.Argument(help="A source, or the folder of an artifact.", metavar="SOURCE|ARTIFACT")],
     target: Annotated[
         str | None, typer.Option("--target", "-t", help="Target name or .toml file; default: the artifact's, or linux.")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Another runtime of the target than its first, such as executorch.")
     ] = None,
     calibration: Annotated[
         str | None, typer.Option(help="Representative samples, the same forms as --evaluation.", metavar="DATA")
@@ -52,7 +57,7 @@ def diagnose(
     given: dict[str, Any] = {
         "source": model,
         "targets": target or "linux",
-        "runtime": None,
+        "runtime": runtime,
         "calibration": calibration,
         "evaluation": evaluation,
         "metric": metric,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge import codec
 from edge.devices import native
 from edge.devices.base import Completed, Device, DeviceFacts
-from edge.devices.client import RUN_TIMEOUT_S, Agent, signal_name
+from edge.devices.client import RUN_TIMEOUT_S, Agent, signal_name, timing_of
 from edge.devices.programs import DeviceProgram
 from edge.errors import DeviceError
 from edge.isolate import Progress, no_progress
@@ -143,7 +143,8 @@ class NativeAgent(Agent):
     ) -> tuple[Timing, float, float]:
         """Time the program there; return the raw timing, the load time and the first run in ms."""
         timing, told = self.profile(program, sample, profile)
-        return timing, float(told["load_ms"]), float(told["first_ms"])
+        with self.sensible():
+            return timing, float(told["load_ms"]), float(told["first_ms"])
 
     def profile(
         self, program: DeviceProgram, sample: Mapping[str, Array], profile: Profile
@@ -167,7 +168,7 @@ class NativeAgent(Agent):
             content = self._pull(wanted, Path(place))
         with self.sensible():
             durations, starts = np.split(np.frombuffer(content, "<i8").astype(np.int64), 2)
-        return self._measured(told, durations, starts)
+            return timing_of(told, durations, starts), told
 
     def blocks(
         self,
@@ -192,8 +193,9 @@ class NativeAgent(Agent):
             wanted = f"samples-{next(self._numbers)}.bin"
             fields |= _warm_up(WarmUp(seconds=0.05, cap_s=5.0))
             told = self.ask("blocks", timeout_s=RUN_TIMEOUT_S, samples=wanted, **fields)
-            rows = np.frombuffer(self._pull(wanted, Path(place)), "<i8").astype(np.int64)
-        return rows.reshape(-1, 5), told
+            content = self._pull(wanted, Path(place))
+        with self.sensible():
+            return np.frombuffer(content, "<i8").astype(np.int64).reshape(-1, 5), told
 
     def memory(self, program: DeviceProgram, sample: Mapping[str, Array]) -> dict[str, int]:
         """Return the peak resident size in KiB: before loading, after loading, after one run."""

@@ -148,17 +148,13 @@ def _measured_natively(
     program, wanted = subject.program, PROFILES[settings.profile]
     progress(f"measuring latency on {agent.device.spec} ({settings.profile}, {wanted.seconds:g} s or more)", None)
     timing, told = agent.profile(program, subject.sample, wanted)
-    setting = Setting(
-        mode=mode,
-        threads=program.threads,
-        kernels=program.kernels,
-        load_ms=told["load_ms"],
-        first_ms=told["first_ms"],
-    )
+    with agent.sensible():
+        load_ms, first_ms, spans = told["load_ms"], told["first_ms"], dict(told["spans"])
+    setting = Setting(mode=mode, threads=program.threads, kernels=program.kernels, load_ms=load_ms, first_ms=first_ms)
     latency = summarize(timing, wanted, setting)
     record: dict[str, Any] = dict.fromkeys(("cold", "energy", "instructions", "operators"))
     record |= {
-        "spans": told["spans"],
+        "spans": spans,
         "latency": checking.flat_latency(latency),
         "windows": [asdict(w) for w in latency.windows],
         "trace": [],

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+# Of a size that every float and integer holds: a cut or damaged text may have any number of digits.
+_NUMBER = r"[-+]?\d{1,18}(?:\.\d{1,18})?(?:[eE][-+]?\d{1,2})?"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ def executor_runner(text: str) -> ToolTiming | None:
 
     Runners since 2026 tell every run (`Iteration 1 of 10: 5.1 ms`); older ones only the total.
     """
-    total = re.findall(rf"Model executed successfully (\d+) time\(s\) in ({_NUMBER}) ms", text)
+    total = re.findall(rf"Model executed successfully (\d{{1,12}}) time\(s\) in ({_NUMBER}) ms", text)
     if not total or not int(total[-1][0]):
         return None
     runs, spent = int(total[-1][0]), float(total[-1][1])

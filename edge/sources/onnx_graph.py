@@ -134,8 +134,9 @@ def _node(proto: Any, scope: dict[str, int], walk: _Walk, prefix: str, graph: An
     constants = tuple(None if i is None else walk.constants.get(i) for i in inputs)
     if kind in onnx_quantized.KEPT:
         constants = onnx_quantized.signed(constants)
-        if constants[0] is not walk.constants.get(given[0]):
-            inputs[0] = walk.know(constants[0])
+        stored = constants[0]
+        if stored is not None and stored is not walk.constants.get(given[0]):
+            inputs[0] = walk.know(stored)
         inputs = inputs[:1]  # scale and zero point are settings, not values of the graph
     node = Node(
         kind=kind,

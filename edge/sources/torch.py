@@ -14,7 +14,7 @@ from edge.sources import declared, factory, torch_io
 from edge.sources.base import Declaration, LoadedSource
 from edge.sources.sniff import sniff, split_factory
 from edge.sources.torch_model import LoadedTorch
-from edge.targets import torch_fake_quant
+from edge.targets import torch_fake_quant, torch_pickles
 
 _STATE_HINT = "Make the state an input and an output of the module."
 
@@ -162,7 +162,10 @@ def _from_exported(path: Path, declaration: Declaration) -> LoadedSource:
 
     torch_fake_quant.operators()
     try:
-        program = torch.export.load(str(path))
+        with torch_pickles.refused(trust=declaration.trust):
+            program = torch.export.load(str(path))
+    except torch_pickles.PickleRefusedError:
+        raise
     except Exception as error:  # a damaged archive raises whatever its parts lead to
         first = next((line for line in str(error).splitlines() if line.strip()), "no message")
         raise SourceError(

@@ -176,6 +176,12 @@ class Bench:
         ready = quantize.calibrated(model, recipe, self.fit, progress=self.progress)
         return ready.program, ready.ranges
 
+    def program_of(self, label: str) -> Path:
+        """Return the program of a measured candidate; raise QuantizationError where it could not be built."""
+        if label not in self._paths:
+            raise QuantizationError(self.outcomes[0].failure or "Nothing could be built.")
+        return self._paths[label]
+
     def _graph(self) -> Any:
         from edge.targets.litert import flatbuffer, learned, prepare
 

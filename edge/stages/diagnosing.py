@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _LOUD_DB, _FALL_DB = 20.0, 6.0
 _LAYERS = 20
 _FIXED_LAYERS = 2
+_RUNTIMES = ("litert", "edgetpu", "executorch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +41,30 @@ class Rung:
     drop_low: float | None
     drop_high: float | None
     snr_db: float
+    outputs_db: Mapping[str, float]
     loses: bool
 
 
 def diagnose(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Return where a LiteRT program loses accuracy: the ladder, the culprit, layers worst first, and measured fixes.
+    """Return where an int8 program loses accuracy: the ladder, the culprit, layers worst first, and measured fixes.
 
     Request: as for `edge.stages.searching:search`, and reference (a folder with the float source's outputs on the
     evaluation samples, or None), program (a built int8 file to be the last rungs; None: one is built), device_kernels.
     The ladder runs on the evaluation samples where there are any, else on held-out calibration samples; layers and
     fixes on calibration samples only.
     """
-    if request["runtime"] not in ("litert", "edgetpu"):
-        raise UsageError(f"Only LiteRT programs can be diagnosed, not those of {request['runtime']}.")
+    if request["runtime"] not in _RUNTIMES:
+        raise UsageError(f"Programs of {request['runtime']} cannot be diagnosed; accepted: {', '.join(_RUNTIMES)}.")
     bench = Bench({**request, "cache": None}, progress)
     with memory.remembering():
         base = bench.measure(Candidate(recipe=bench.base, group="estimators", label=bench.base.name))
-        program, ranges = bench.prepared(bench.base)
+        exported = request["runtime"] == "executorch"
+        program, ranges = (b"", None) if exported else bench.prepared(bench.base)
         ladder = _Ladder(bench, request, program, ranges).rungs(progress)
         culprit = _culprit(ladder)
         sensitivity = bench.sensitivity()
         fixes = [_effect(base, outcome) for outcome in _fixes(bench)]
-    clashes = heads.find_clashes(program, ranges)
+    clashes = () if ranges is None else heads.find_clashes(program, ranges)
     return {
         "metric": bench.metric,
         "samples": bench.samples,
@@ -85,23 +88,35 @@ class _Ladder:
         self._bench, self._request = bench, request
         self._program, self._ranges = program, ranges
         self._workdir = Path(request["workdir"])
+        self._runtime = registry.runtime("executorch" if request["runtime"] == "executorch" else "litert")
         chosen = request.get("evaluation") or codec.to_json(bench.split.select)
         self._data = codec.from_json(Selection, chosen).open(bench.signature)
         self._reference = OutputReader(Path(request["reference"])) if request.get("reference") else None
 
     def rungs(self, progress: Progress) -> list[Rung]:
         """Return all rungs in order; each is compared with the float carrier."""
-        runtime = registry.runtime("litert")
-        carrier = runtime.open_carrier(Path(self._request["carrier"]))
+        carrier = self._runtime.open_carrier(Path(self._request["carrier"]))
         expected = self._evaluate(carrier, None)
         made = []
         if self._reference is not None:
             made.append(self._rung("float source", self._stored(), expected))
         made.append(self._rung("float carrier", expected, expected))
-        for name, session in self._programs():
+        for name, session in self._exported(progress) if self._runtime.name == "executorch" else self._programs():
             progress(f"running {name}", None)
             made.append(self._rung(name, self._evaluate(session, carrier), expected, made[-1]))
         return made
+
+    def _exported(self, progress: Progress) -> Iterator[tuple[str, Session]]:
+        from edge.targets.executorch import ladder
+
+        bench = self._bench
+        options = bench.target.options.get("executorch", {})
+        carrier = Path(self._request["carrier"])
+        yield from ladder.rungs(carrier, bench.signature, bench.base, options, bench.fit, progress)
+        built = self._request.get("program")
+        final = Path(built) if built else bench.program_of(bench.base.name)
+        kernels = self._request.get("device_kernels") or "xnnpack"
+        yield f"int8, {kernels} kernels", self._runtime.open(final, kernels=kernels, threads=1)
 
     def _programs(self) -> Iterator[tuple[str, Session]]:
         from edge.targets.litert import flatbuffer
@@ -142,7 +157,7 @@ class _Ladder:
     def _stored(self) -> tuple[Metric, noise.Noise]:
         assert self._reference is not None
         metric, lost = self._bench.make_metric(), noise.Noise()
-        carrier = registry.runtime("litert").open_carrier(Path(self._request["carrier"]))
+        carrier = self._runtime.open_carrier(Path(self._request["carrier"]))
         for index, sample in enumerate(self._data):
             outputs = self._reference.sample(index)
             wanted = run_real(carrier, sample.inputs)
@@ -168,6 +183,7 @@ class _Ladder:
             drop_low=difference.low,
             drop_high=difference.high,
             snr_db=db,
+            outputs_db={name: round(value, 2) for name, value in found[1].outputs_db.items()},
             loses=worse or loud,
         )
 
@@ -193,9 +209,12 @@ def _fixes(bench: Bench) -> Iterator[Outcome]:
         ("tune the ranges", {"tune_ranges": True}),
         ("estimate ranges by least squared error", {"estimator": "mse"}),
         ("estimate ranges by entropy", {"estimator": "entropy"}),
+        ("weights by least squared error", {"weights": "mse"}),
         ("correct biases", {"bias_correction": True}),
         ("equalize channels", {"equalize": True}),
     ):
+        if not replace(base, **change).refinements <= bench.refinements:
+            continue
         yield bench.measure(Candidate(recipe=replace(base, **change), group="tuned", label=name))
     layers = bench.sensitivity().layers
     for count in range(1, min(_FIXED_LAYERS, len(layers) - 1) + 1):
@@ -227,7 +246,7 @@ def _findings(ladder: list[Rung], culprit: str | None, bench: Bench, fixes: list
             rule="KERNELS_DIFFER",
             severity="warning",
             message=f"The program loses {first.drop:.4g} of {bench.metric} only with the device's kernels.",
-            fix="Report it to LiteRT with the artifact; `edgekit check --kernels reference` shows the difference.",
+            fix="Report it to the runtime with the artifact; `edgekit check --kernels reference` shows the difference.",
         )
         return
     worst = bench.sensitivity().layers[0]

@@ -13,7 +13,7 @@ import numpy as np
 from edge import codec
 from edge.errors import DataError, MissingPackageError, SourceError
 from edge.signature import Signature, TensorSpec
-from edge.targets import torch_fake_quant
+from edge.targets import torch_fake_quant, torch_pickles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,7 +71,10 @@ def load(path: Path) -> tuple[Any, Signature]:
     extra = {SIGNATURE_FILE: ""}
     torch_fake_quant.operators()  # a network may bring learned scales
     try:
-        program = torch.export.load(str(path), extra_files=extra)
+        with torch_pickles.refused():
+            program = torch.export.load(str(path), extra_files=extra)
+    except torch_pickles.PickleRefusedError:
+        raise
     except Exception as error:  # zip, JSON and torch each raise their own
         raise SourceError(
             f"{path} is no exported program that this torch can read: {type(error).__name__}: {_first(error)}",

@@ -152,13 +152,23 @@ def _vulkan_quantizer(options: Options, recipe: Recipe, accept: Accept) -> Any:
     return quantizer
 
 
+_ACCELERATORS = (
+    *(f"ethos-u55-{n}" for n in (32, 64, 128, 256)),
+    *(f"ethos-u65-{n}" for n in (256, 512)),
+    *(f"ethos-u85-{n}" for n in (128, 256, 512, 1024, 2048)),
+)
+
+
 def _ethos_spec(options: Options) -> Any:
     from executorch.backends.arm.ethosu import EthosUCompileSpec
 
     keys = ("system_config", "memory_mode")
-    return EthosUCompileSpec(
-        str(options.get("accelerator", "ethos-u55-128")), **{k: options[k] for k in keys if k in options}
-    )
+    accelerator = str(options.get("accelerator", "ethos-u55-128"))
+    if accelerator not in _ACCELERATORS:
+        raise ConfigError(
+            f"options.executorch.ethos-u.accelerator is {accelerator!r}; accepted: {', '.join(_ACCELERATORS)}."
+        )
+    return EthosUCompileSpec(accelerator, **{k: str(options[k]) for k in keys if k in options})
 
 
 def _ethos(options: Options, recipe: Recipe) -> list[Any]:

@@ -20,7 +20,7 @@ def paired(program: Any, recipe: Recipe) -> tuple[Any, Finding]:
 
     Raises QuantizationError for a recipe that would replace them.
     """
-    if recipe.estimator != "minmax" or recipe.overrides:
+    if recipe.estimator != "minmax" or recipe.refinements or recipe.overrides:
         what = "its overrides" if recipe.overrides else recipe.name
         raise QuantizationError(
             f"The network was trained with fake quantization, and {what} would replace its learned scales.",
@@ -98,7 +98,9 @@ def _before_movers(graph: Any) -> None:
             continue
         with graph.graph.inserting_before(mover):
             stored = graph.graph.call_function(q.quantize_per_tensor.default, (source, *settings))
-            mover.replace_input_with(source, graph.graph.call_function(q.dequantize_per_tensor.default, (stored, *settings)))
+            mover.replace_input_with(
+                source, graph.graph.call_function(q.dequantize_per_tensor.default, (stored, *settings))
+            )
     _clean(graph)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edge.calibration.recipe import Recipe
-from edge.errors import ConversionError, EdgekitError
+from edge.errors import ConfigError, ConversionError, EdgekitError
 from edge.targets.executorch.delegates import Delegate, Options
 
 # A method of every program that edgekit writes: it returns the names, shapes and quantization of the ends as JSON.
@@ -105,6 +105,8 @@ def _cortex(programs: Mapping[str, Any], options: Options, constant: Mapping[str
     from executorch.exir import to_edge
 
     core = str(options.get("cortex-m", {}).get("core", "M55"))
+    if core not in (accepted := [c.name for c in CortexM]):
+        raise ConfigError(f"options.executorch.cortex-m.core is {core!r}; accepted: {', '.join(accepted)}.")
     edge = to_edge(dict(programs), constant_methods=dict(constant), compile_config=cortex_m_edge_compile_config())
     config = CortexMTargetConfig(cpu=CortexM[core])
     for name in programs:

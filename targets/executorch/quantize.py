@@ -17,7 +17,7 @@ from edge.findings import Finding
 from edge.isolate import Progress, no_progress
 from edge.signature import Quantization, Signature, TensorSpec
 from edge.targets import torch_fake_quant
-from edge.targets.executorch import bias, calibrate, carrier, learned
+from edge.targets.executorch import bias, calibrate, carrier, constants, learned
 
 if TYPE_CHECKING:
     from edge.calibration.data import Dataset
@@ -61,6 +61,12 @@ def quantize(
     if recipe.scheme == "float16":
         return Quantized(program=_half(program, signature), signature=signature)
     return _pt2e(program, signature, recipe, delegate, options, samples, progress)
+
+
+def folded(program: Any, signature: Signature) -> Any:
+    """Return the ExportedProgram with what it computes of constants alone as constants. Raises QuantizationError."""
+    graph = constants.fold(program)
+    return program if graph is None else _exported(graph, program, signature)
 
 
 def floated(program: Any) -> Any:
@@ -220,24 +226,13 @@ def converted(
             _see_once(graph, program, signature)
         progress("quantizing", None)
         reference = copy.deepcopy(graph) if recipe.needs_calibration else None
-        return Converted(graph=_without_unused(convert_pt2e(graph)), reference=reference, ranges=ranges)
+        return Converted(graph=constants.without_unused(convert_pt2e(graph)), reference=reference, ranges=ranges)
     except EdgekitError:
         raise
     except Exception as error:  # each quantizer has its own assertions
         raise QuantizationError(
             f"The quantizer of {delegate.name} failed: {type(error).__name__}: {_first(error)}"
         ) from error
-
-
-def _without_unused(graph: Any) -> Any:
-    """Return the graph without the float weights that integer ones have replaced: they would go into the program."""
-    used = {str(n.target) for n in graph.graph.nodes if n.op == "get_attr"}
-    held = [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())]
-    for name in held:
-        if name not in used:
-            owner, _, attribute = name.rpartition(".")
-            delattr(graph.get_submodule(owner), attribute)
-    return graph
 
 
 def _see_once(graph: Any, program: Any, signature: Signature) -> None:

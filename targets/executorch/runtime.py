@@ -54,6 +54,7 @@ class ExecuTorch:
         chain = delegates.chosen(options)
         exported, _ = carrier.load(model.path)
         carrier.renamed(carrier.unnamed(exported), model.signature)
+        exported = quantizing.folded(exported, model.signature)
         own = options.get(chain[0].name, {})
         made = quantizing.quantize(exported, model.signature, recipe, chain[0], own, samples, progress)
         progress(f"lowering for {', '.join(d.name for d in chain)}", None)

@@ -75,10 +75,45 @@ def xnnpack_quantizer(recipe: Recipe, accept: Accept) -> Any:
         raise QuantizationError(
             "XNNPACK takes no per-tensor weights with dynamic activations.", hint="Use granularity channel."
         )
-    quantizer = XNNPACKQuantizer()
+
+    class Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
+        def annotate(self, model: Any) -> Any:
+            model = super().annotate(model)
+            if recipe.scheme == "dynamic":
+                _annotate_skipped(model, _config(recipe, 8), accept)
+            return model
+
+    quantizer = Quantizer()
     if recipe.weight_bits == 4:
         quantizer.set_operator_type(torch.ops.aten.linear.default, _config(recipe, 4))
     return quantizer.set_global(_config(recipe, 8)).set_filter_function(accept)
+
+
+def _annotate_skipped(model: Any, config: Any, accept: Accept) -> None:
+    """Annotate 2-D convolutions whose only reader is a ReLU: the framework's dynamic quantizer leaves them in float.
+
+    XNNPACK takes no dynamic convolution that is depthwise, and no transposed one with groups.
+    """
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import change_quantization_config
+    from executorch.backends.xnnpack.utils.utils import is_depthwise_conv
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+
+    aten = torch.ops.aten
+    # Where the groups stand among the arguments, and the axis of the output channels of the weights.
+    places = {aten.conv2d.default: (6, 0), aten.conv_transpose2d.input: (6, 1)}
+    for node in model.graph.nodes:
+        if node.op != "call_function" or node.target not in places or not accept(node):
+            continue
+        done = node.meta.get("quantization_annotation")
+        shape = tuple(node.args[_WEIGHT_ARGUMENT].meta["val"].shape)
+        place, axis = places[node.target]
+        groups = node.args[place] if len(node.args) > place else 1
+        if (done and done._annotated) or is_depthwise_conv(shape, 1, False) or (axis and groups != 1):
+            continue
+        weight = change_quantization_config(config.weight, ch_axis=axis) if axis else config.weight
+        specs = {node.args[0]: config.input_activation, node.args[_WEIGHT_ARGUMENT]: weight}
+        node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
 
 
 def weights_quantizer(recipe: Recipe, accept: Accept) -> Any:

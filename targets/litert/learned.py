@@ -450,9 +450,14 @@ def _rescale_biases(model: Any, original: flatbuffer.Graph, reals: Mapping[str, 
         raw.quantization.scale = np.resize(step, len(raw.quantization.scale)).astype(np.float32)
 
 
+# What goes with learned scales: neither ranges nor weights change.
+_KEEPING = frozenset({"corrected", "split outputs"})
+
+
 def check(learned: Learned, recipe: Recipe) -> None:
     """Raise QuantizationError for a refinement that would replace what was learned."""
-    if learned and recipe.scheme == "int8" and (recipe.equalize or recipe.tune_ranges or recipe.estimator != "minmax"):
+    replaced = recipe.refinements - _KEEPING or recipe.estimator != "minmax"
+    if learned and recipe.scheme == "int8" and replaced:
         raise QuantizationError(
             f"The network was trained with fake quantization, and {recipe.name} would replace its learned scales.",
             hint="Use the recipe int8, which keeps them, or give the float network without fake quantization.",

@@ -116,7 +116,9 @@ def pictures() -> list[bytes]:
 
 def elf() -> bytes:
     """Return a 64-bit ELF header with two loadable segments, aligned to 16 KB."""
-    header = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 183, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    header = (
+        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 183, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    )
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, 64, 64, 16384)
     return header + 2 * segment
 
@@ -130,43 +132,118 @@ SIGNATURE = Signature(
     inputs=(TensorSpec(name="x", shape=(1, 16)),), outputs=(TensorSpec(name="y", shape=(1, 4)),), task="classification"
 )
 LATENCY = {
-    "mode": "emulated", "median_ms": 1.0, "median_low_ms": 0.9, "median_high_ms": 1.1, "p90_ms": 1.4, "p95_ms": 1.5,
-    "p99_ms": 1.9, "samples": 120, "threads": 1, "kernels": "xnnpack", "verdict": "valid", "reasons": [],
-    "quantiles_ms": [0.8, 0.9, 1.0, 1.1, 2.0], "mean_ms": 1.0, "min_ms": 0.8, "max_ms": 2.0, "profile": "smoke",
-}  # fmt: skip
+    "mode": "emulated",
+    "median_ms": 1.0,
+    "median_low_ms": 0.9,
+    "median_high_ms": 1.1,
+    "p90_ms": 1.4,
+    "p95_ms": 1.5,
+    "p99_ms": 1.9,
+    "samples": 120,
+    "threads": 1,
+    "kernels": "xnnpack",
+    "verdict": "valid",
+    "reasons": [],
+    "quantiles_ms": [0.8, 0.9, 1.0, 1.1, 2.0],
+    "mean_ms": 1.0,
+    "min_ms": 0.8,
+    "max_ms": 2.0,
+    "profile": "smoke",
+}
 
 
 def manifest() -> Manifest:
     """Return a manifest with every part that reports and exports read."""
     return Manifest(
-        edgekit="0", created="2026-01-01T00:00:00Z", name="net", target="rpi4", runtime="litert", recipe={"kind": "int8"},
-        recipe_name="int8", quantizer="edgekit", source=SourceRecord(name="net.tflite", kind="litert", digest="0" * 64),
-        calibration=DataRecord(name="data.npz", kind="npz", digest="1" * 64, samples=64), evaluation=None,
-        tools={"ai-edge-litert": "2.3.0"}, source_signature=SIGNATURE, signature=SIGNATURE,
+        edgekit="0",
+        created="2026-01-01T00:00:00Z",
+        name="net",
+        target="rpi4",
+        runtime="litert",
+        recipe={"kind": "int8"},
+        recipe_name="int8",
+        quantizer="edgekit",
+        source=SourceRecord(name="net.tflite", kind="litert", digest="0" * 64),
+        calibration=DataRecord(name="data.npz", kind="npz", digest="1" * 64, samples=64),
+        evaluation=None,
+        tools={"ai-edge-litert": "2.3.0"},
+        source_signature=SIGNATURE,
+        signature=SIGNATURE,
         metrics=Metrics(
-            accuracy=Accuracy(metric="top1", float=0.9, carrier=0.9, quantized=0.89, drop=0.01, drop_low=-0.01,
-                              drop_high=0.03, samples=400, mode="emulated", kernels="xnnpack", p_value=0.5),
+            accuracy=Accuracy(
+                metric="top1",
+                float=0.9,
+                carrier=0.9,
+                quantized=0.89,
+                drop=0.01,
+                drop_low=-0.01,
+                drop_high=0.03,
+                samples=400,
+                mode="emulated",
+                kernels="xnnpack",
+                p_value=0.5,
+            ),
             parity=(OutputParity(output="y", snr_db=30.0, cosine=0.99, max_abs=0.1),),
-            latency=LATENCY, predicted_latency={"usb": {"value": 1.0, "low": 0.5, "high": 2.0, "model": "m", "note": ""}},
+            latency=LATENCY,
+            predicted_latency={"usb": {"value": 1.0, "low": 0.5, "high": 2.0, "model": "m", "note": ""}},
             memory={"arena_bytes": 1000, "parameter_bytes": 2000},
         ),
-        budgets={"max_drop": 0.05, "max_size_bytes": 100000.0, "max_latency_ms": 5.0, "latency_statistic": "p90",
-                 "latency_mode": "emulated"}, verdict="pass", reasons=("within",),
-        findings=(Finding(rule="X", severity="warning", message="something", fix="do it", op="y"),),
-        settings={"source": "net.tflite", "name": "net", "targets": ["rpi4"], "calibration": "data.npz", "evaluation": None,
-                  "metric": None, "output": "edgekit-build"},
-        details={
-            "live_bytes": [100, 200, 50], "operator_versions": {"FULLY_CONNECTED": [1]},
-            "operator_counts": {"FULLY_CONNECTED": 2}, "macs": 1000,
-            "search": {"metric": "top1", "candidates": [
-                {"recipe": "int8", "drop": 0.1, "size_bytes": 10, "host_ms": 1.0, "chosen": True, "pareto": True},
-                {"recipe": "int8 + bias", "drop": 0.05, "size_bytes": 11, "host_ms": 1.1, "chosen": False, "pareto": True}],
-                "layers": [{"operator": "CONV_2D", "output": "c", "weights_db": 20.0, "output_db": 15.0}]},
-            "board": {"device": "ssh://pi", "mode": "measured", "runner": "python", "facts": {}, "memory": {"peak_kib": 9}},
-            "placement": {"mode": "predicted", "operators": 3, "mapped": 2, "subgraphs": 1, "on_chip_bytes": 10,
-                          "off_chip_bytes": 0},
+        budgets={
+            "max_drop": 0.05,
+            "max_size_bytes": 100000.0,
+            "max_latency_ms": 5.0,
+            "latency_statistic": "p90",
+            "latency_mode": "emulated",
         },
-    )  # fmt: skip
+        verdict="pass",
+        reasons=("within",),
+        findings=(Finding(rule="X", severity="warning", message="something", fix="do it", op="y"),),
+        settings={
+            "source": "net.tflite",
+            "name": "net",
+            "targets": ["rpi4"],
+            "calibration": "data.npz",
+            "evaluation": None,
+            "metric": None,
+            "output": "edgekit-build",
+        },
+        details={
+            "live_bytes": [100, 200, 50],
+            "operator_versions": {"FULLY_CONNECTED": [1]},
+            "operator_counts": {"FULLY_CONNECTED": 2},
+            "macs": 1000,
+            "search": {
+                "metric": "top1",
+                "candidates": [
+                    {"recipe": "int8", "drop": 0.1, "size_bytes": 10, "host_ms": 1.0, "chosen": True, "pareto": True},
+                    {
+                        "recipe": "int8 + bias",
+                        "drop": 0.05,
+                        "size_bytes": 11,
+                        "host_ms": 1.1,
+                        "chosen": False,
+                        "pareto": True,
+                    },
+                ],
+                "layers": [{"operator": "CONV_2D", "output": "c", "weights_db": 20.0, "output_db": 15.0}],
+            },
+            "board": {
+                "device": "ssh://pi",
+                "mode": "measured",
+                "runner": "python",
+                "facts": {},
+                "memory": {"peak_kib": 9},
+            },
+            "placement": {
+                "mode": "predicted",
+                "operators": 3,
+                "mapped": 2,
+                "subgraphs": 1,
+                "on_chip_bytes": 10,
+                "off_chip_bytes": 0,
+            },
+        },
+    )
 
 
 PLACEMENT = {
@@ -197,8 +274,10 @@ def artifact_files() -> dict[str, bytes]:
         (folder / "placement.json").write_text(codec.dumps(PLACEMENT))
         (folder / "golden.npz").write_bytes(npz(**golden()))
         roles: dict[str, artifact.FileRole] = {
-            "model.tflite": "program", "placement.json": "placement", "golden.npz": "golden"
-        }  # fmt: skip
+            "model.tflite": "program",
+            "placement.json": "placement",
+            "golden.npz": "golden",
+        }
         artifact.write_manifest(folder, held, roles)
         return {p.name: p.read_bytes() for p in folder.iterdir()}
 
@@ -208,7 +287,9 @@ def keras_files() -> list[bytes]:
     dense = {"class_name": "Dense", "config": {"name": "d", "units": 4, "dtype": "float32"}, "module": "keras.layers"}
     config = {"class_name": "Sequential", "config": {"name": "s", "layers": [dense]}, "module": "keras"}
     texts = {"config.json": json.dumps(config), "metadata.json": json.dumps({"keras_version": "3.0.0"})}
-    return [archive({**{k: v.encode() for k, v in texts.items()}, "model.weights.h5": b"\x89HDF\r\n\x1a\n" + bytes(64)})]
+    return [
+        archive({**{k: v.encode() for k, v in texts.items()}, "model.weights.h5": b"\x89HDF\r\n\x1a\n" + bytes(64)})
+    ]
 
 
 def torch_mobile_files() -> list[bytes]:
@@ -289,7 +370,7 @@ Internal compiler error. Aborting!
 ERROR: Didn't find op for builtin opcode 'CONV_2D' version '5'
 Compilation failed: Model failed in Tflite interpreter.
 """
-TOOL_OUTPUT = b"""INFO: Inference timings in us: Init: 1200, First inference: 5000, Warmup (avg): 3000, Inference (avg): 2500.5
+TOOL_OUTPUT = b"""INFO: Inference timings in us: Init: 1200, First inference: 5000, Warmup (avg): 3000, Inference (avg): 2500.5  # noqa: E501
 count=50 first=2600 curr=2500 min=2400 max=3100 avg=2500.5 std=60
 count=100 curr=2500 min=2400 max=3100 avg=2500.5 std=60 p5=2400 median=2490 p95=2600
 Overall peak memory footprint (MB) via periodic monitoring: 12.5

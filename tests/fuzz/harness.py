@@ -157,7 +157,9 @@ def _cases(reader: Reader, cases: int, seed: int, first: int, place: Path) -> Re
         except _SlowError:
             result.findings.append(Finding(case=case, what=f"longer than {_CASE_LIMIT_S:g} s", where=""))
         except BaseException as error:
-            result.findings.append(Finding(case=case, what=f"{type(error).__name__}: {error}"[:300], where=_place(error)))
+            result.findings.append(
+                Finding(case=case, what=f"{type(error).__name__}: {error}"[:300], where=_place(error))
+            )
         if _peak_kib() - before > _GROWTH_KIB:
             result.findings.append(Finding(case=case, what="more than a GiB of memory", where=""))
             before = _peak_kib()

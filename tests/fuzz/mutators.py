@@ -16,12 +16,68 @@ Mutator = Callable[[bytes, Random], bytes]
 
 _EDGES = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 2**31 - 1, 2**31, 2**32 - 1)
 _ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308, math.nan, math.inf, "", "\0", "x",
-    "../../escape", "/etc/passwd", "é\ud7ff", "a" * 5000, "NaN", [], {}, [[]], [None], {"": None}, [1, "2", None],
-    {"__class__": "x"}, "<script>alert(1)</script>", "%s%n{0}", "\x1b[31m",
-)  # fmt: skip
-_TOKENS = (b"", b"=", b"[", b"]", b'"', b"\n", b"{", b"}", b",", b":", b"\0", b"\xff", b"-1", b"1e999", b"nan", b"inf",
-           b"9" * 400, b"[" * 3000, b"0x", b"true", b"'''", b"\\u0000", b"../../escape", b"#", b".", b"\xe2\x80\xa8")  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    -(2**63),
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    math.nan,
+    math.inf,
+    "",
+    "\0",
+    "x",
+    "../../escape",
+    "/etc/passwd",
+    "é\ud7ff",
+    "a" * 5000,
+    "NaN",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    [1, "2", None],
+    {"__class__": "x"},
+    "<script>alert(1)</script>",
+    "%s%n{0}",
+    "\x1b[31m",
+)
+_TOKENS = (
+    b"",
+    b"=",
+    b"[",
+    b"]",
+    b'"',
+    b"\n",
+    b"{",
+    b"}",
+    b",",
+    b":",
+    b"\0",
+    b"\xff",
+    b"-1",
+    b"1e999",
+    b"nan",
+    b"inf",
+    b"9" * 400,
+    b"[" * 3000,
+    b"0x",
+    b"true",
+    b"'''",
+    b"\\u0000",
+    b"../../escape",
+    b"#",
+    b".",
+    b"\xe2\x80\xa8",
+)
 
 
 def raw(data: bytes, rng: Random) -> bytes:
@@ -82,9 +138,9 @@ def json_text(data: bytes, rng: Random) -> bytes:
     if rng.random() < 0.15:
         return text(data, rng)
     tree = [json.loads(data)]
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        _tree_step(tree, rng)
-    with contextlib.suppress(ValueError, RecursionError):
+    with contextlib.suppress(ValueError, RecursionError, OverflowError):
+        for _ in range(rng.choice((1, 1, 1, 2, 4))):
+            _tree_step(tree, rng)
         return json.dumps(tree[0]).encode("utf-8", "surrogatepass")
     return b"[" * 10**5
 
@@ -100,7 +156,8 @@ def _tree_step(tree: list[Any], rng: Random) -> None:
         case 2 if isinstance(value, list) and value:
             value.extend(value * rng.choice((1, 100)))
         case 3 if isinstance(value, (int, float)) and not isinstance(value, bool):
-            holder[key] = rng.choice((-value, value * 10**9, value + 0.5, str(value)))
+            other = value + 1 if isinstance(value, int) else value / 3
+            holder[key] = rng.choice((-value, value * 10**9, other, value * 1000, str(value)))
         case 4:
             holder[key] = _deep(value, rng.choice((1, 3, 200)))
         case _:
@@ -194,7 +251,7 @@ def _object_step(model: Any, rng: Random) -> None:
             return
 
 
-def _other(value: Any, rng: Random) -> Any:
+def _other(value: Any, rng: Random) -> Any:  # noqa: PLR0911 - one line per kind of value
     import numpy as np
 
     if isinstance(value, bool):
@@ -208,7 +265,9 @@ def _other(value: Any, rng: Random) -> Any:
     if isinstance(value, np.ndarray):
         items = value.astype(value.dtype, copy=True)
         if items.size and items.dtype.kind in "iu":
-            items[rng.randrange(items.size)] = rng.choice((0, 1, items.dtype.type(-1 if items.dtype.kind == "i" else 255)))
+            items[rng.randrange(items.size)] = rng.choice(
+                (0, 1, items.dtype.type(-1 if items.dtype.kind == "i" else 255))
+            )
             return rng.choice((items, items[:-1], np.concatenate([items, items])))
         return items[: rng.randrange(items.size + 1)]
     if isinstance(value, list):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edge import artifact, codec, inspection, isolate, project, reproduction
+from edge import artifact, inspection, isolate, project, reproduction
 from edge.apps import aar, bundle, writer
 from edge.apps.bundle import ExportOptions
 from edge.artifact import Artifact
@@ -28,12 +28,14 @@ from edge.devices.programs import DeviceProgram
 from edge.errors import EdgekitError
 from edge.measure.latency_record import PROFILES
 from edge.report import comparison, console
-from edge.sources import keras_file, registry as sources, sniff
+from edge.sources import keras_file, sniff
+from edge.sources import registry as sources
 from edge.targets import registry
 from edge.targets.edgetpu import compiler_log, package
 from edge.targets.torch_mobile import session as torch_mobile
 from tests.fuzz import corpus, mutators
 from tests.fuzz.harness import Reader
+from tests.small_models import labelled_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -192,11 +194,28 @@ class _Odd(FakeDevice):
 
 ENVIRONMENT = {"temperature_c": 40.0, "frequency_mhz": 1500.0}
 TOLD = {
-    "load_ms": 1.0, "first_ms": 2.0, "runs": 3, "duration_s": 0.1, "warm_up_runs": 1, "warm_up_stable": True,
-    "clock": "fake", "timer_overhead_ns": 10, "before": {}, "after": {}, "shapes": [[1, 4]], "samples": 1,
-    "before_kib": 1, "loaded_kib": 2, "peak_kib": 3, "starts": [{"total": 1.0}], "operators": [{"name": "x", "us": 1.0}],
-    "model": "Pi", "machine": "aarch64", "cpus": 4, "runtimes": {"ai_edge_litert": "2.3.0"},
-}  # fmt: skip
+    "load_ms": 1.0,
+    "first_ms": 2.0,
+    "runs": 3,
+    "duration_s": 0.1,
+    "warm_up_runs": 1,
+    "warm_up_stable": True,
+    "clock": "fake",
+    "timer_overhead_ns": 10,
+    "before": {},
+    "after": {},
+    "shapes": [[1, 4]],
+    "samples": 1,
+    "before_kib": 1,
+    "loaded_kib": 2,
+    "peak_kib": 3,
+    "starts": [{"total": 1.0}],
+    "operators": [{"name": "x", "us": 1.0}],
+    "model": "Pi",
+    "machine": "aarch64",
+    "cpus": 4,
+    "runtimes": {"ai_edge_litert": "2.3.0"},
+}
 
 
 def _line(head: str) -> bytes:
@@ -309,7 +328,7 @@ def _cli(*arguments: str) -> Callable[[Path], None]:
 
 
 def _made(maker: str) -> Callable[[], list[bytes]]:
-    """Return the corpus that tests/fuzz/frameworks.py makes in a process of its own: frameworks dislike being forked."""
+    """Return the corpus that tests/fuzz/frameworks.py makes in a process of its own: frameworks dislike being forked."""  # noqa: E501
 
     def make() -> list[bytes]:
         command = [sys.executable, "-m", "tests.fuzz.frameworks", maker]
@@ -331,53 +350,125 @@ _ALL = (
     Reader(name="sniff-archives", corpus=corpus.keras_files, mutate=_M.archive, read=_detect, file="m.keras"),
     Reader(name="keras-config", corpus=corpus.keras_files, mutate=_M.archive, read=keras_file.read_config),
     Reader(name="ptl-contract", corpus=corpus.torch_mobile_files, mutate=_M.archive, read=torch_mobile.read_contract),
-    Reader(name="manifest", corpus=lambda: [corpus.artifact_files()["manifest.json"]], mutate=_M.json_text,
-           read=_manifest, file="manifest.json"),
-    Reader(name="manifest-export", corpus=lambda: [corpus.artifact_files()["manifest.json"]], mutate=_M.json_text,
-           read=_manifest_export, file="manifest.json"),
-    Reader(name="placement", corpus=lambda: [corpus.artifact_files()["placement.json"]], mutate=_M.json_text,
-           read=_placement, file="placement.json"),
-    Reader(name="golden", corpus=lambda: [corpus.artifact_files()["golden.npz"]], mutate=_M.archive,
-           read=_golden, file="golden.npz"),
-    Reader(name="export-list", corpus=lambda: [b'{"schema_version": 1, "files": {"a.txt": "00", "b.txt": "11"}}'],
-           mutate=_M.json_text, read=_export_list, file=".edgekit-export.json"),
-    Reader(name="stage-answer", corpus=lambda: [b'{"result": {"a": 1}}', b'{"error": {"error": "ToolError", "message": "x"}}'],
-           mutate=_M.json_text, read=_answer_of_stage, file="x.json", accepts=False),
-    Reader(name="cache-entry", corpus=_entry, mutate=_M.raw, read=_cache_entry,
-           file="stages/ab/" + "ab" + "0" * 62 + "/entry.json"),
+    Reader(
+        name="manifest",
+        corpus=lambda: [corpus.artifact_files()["manifest.json"]],
+        mutate=_M.json_text,
+        read=_manifest,
+        file="manifest.json",
+    ),
+    Reader(
+        name="manifest-export",
+        corpus=lambda: [corpus.artifact_files()["manifest.json"]],
+        mutate=_M.json_text,
+        read=_manifest_export,
+        file="manifest.json",
+    ),
+    Reader(
+        name="placement",
+        corpus=lambda: [corpus.artifact_files()["placement.json"]],
+        mutate=_M.json_text,
+        read=_placement,
+        file="placement.json",
+    ),
+    Reader(
+        name="golden",
+        corpus=lambda: [corpus.artifact_files()["golden.npz"]],
+        mutate=_M.archive,
+        read=_golden,
+        file="golden.npz",
+    ),
+    Reader(
+        name="export-list",
+        corpus=lambda: [b'{"schema_version": 1, "files": {"a.txt": "00", "b.txt": "11"}}'],
+        mutate=_M.json_text,
+        read=_export_list,
+        file=".edgekit-export.json",
+    ),
+    Reader(
+        name="stage-answer",
+        corpus=lambda: [b'{"result": {"a": 1}}', b'{"error": {"error": "ToolError", "message": "x"}}'],
+        mutate=_M.json_text,
+        read=_answer_of_stage,
+        file="x.json",
+        accepts=False,
+    ),
+    Reader(
+        name="cache-entry",
+        corpus=_entry,
+        mutate=_M.raw,
+        read=_cache_entry,
+        file="stages/ab/" + "ab" + "0" * 62 + "/entry.json",
+    ),
     Reader(name="npz", corpus=corpus.samples, mutate=_M.archive, read=_data, file="d.npz"),
-    Reader(name="npy", corpus=lambda: [corpus.npy(corpus.labelled_data()["x"][:5])], mutate=_M.raw, read=_data,
-           file="d.npy"),
+    Reader(
+        name="npy",
+        corpus=lambda: [corpus.npy(labelled_data()["x"][:5])],
+        mutate=_M.raw,
+        read=_data,
+        file="d.npy",
+    ),
     Reader(name="csv", corpus=corpus.table, mutate=_M.text, read=_data, file="d.csv", accepts=False),
     Reader(name="image", corpus=corpus.pictures, mutate=_M.raw, read=_image, file="i.png"),
     Reader(name="wav", corpus=lambda: [corpus.sound()], mutate=_M.raw, read=_sound, file="s.wav"),
     Reader(name="aar", corpus=corpus.android, mutate=_M.archive, read=aar.check, file="x.aar"),
     Reader(name="project-toml", corpus=lambda: [corpus.PROJECT], mutate=_M.text, read=_project, file="edgekit.toml"),
-    Reader(name="target-toml", corpus=corpus.target_files, mutate=_M.text,
-           read=lambda path: registry.target(str(path)), file="t.toml"),
+    Reader(
+        name="target-toml",
+        corpus=corpus.target_files,
+        mutate=_M.text,
+        read=lambda path: registry.target(str(path)),
+        file="t.toml",
+    ),
     Reader(name="devices-toml", corpus=lambda: [corpus.DEVICES], mutate=_M.text, read=_devices, file="devices.toml"),
     Reader(name="compiler-log", corpus=lambda: [corpus.COMPILER_LOG], mutate=_M.text, read=_compiler_log),
     Reader(name="tool-output", corpus=lambda: [corpus.TOOL_OUTPUT], mutate=_M.text, read=_tool_output),
-    Reader(name="agent-answer", corpus=_agent_answers, mutate=_M.json_text, read=_agent(client.Agent),
-           accepts=False),
+    Reader(name="agent-answer", corpus=_agent_answers, mutate=_M.json_text, read=_agent(client.Agent), accepts=False),
     Reader(name="native-answer", corpus=_native_answers, mutate=_M.json_text, read=_agent(_native)),
-    Reader(name="stopwatch-answer", corpus=_agent_answers, mutate=_M.json_text,
-           read=_agent(stopwatch_client.Stopwatch), accepts=False),
+    Reader(
+        name="stopwatch-answer",
+        corpus=_agent_answers,
+        mutate=_M.json_text,
+        read=_agent(stopwatch_client.Stopwatch),
+        accepts=False,
+    ),
     Reader(name="agent-file", corpus=_sent_back, mutate=_M.archive, read=_agent(client.Agent, file=True)),
     Reader(name="native-file", corpus=lambda: [bytes(16)], mutate=_M.raw, read=_agent(_native, file=True)),
-    Reader(name="stopwatch-file", corpus=_sent_back, mutate=_M.archive,
-           read=_agent(stopwatch_client.Stopwatch, file=True)),
-    Reader(name="cli-tflite", corpus=corpus.tflites, mutate=_M.flatbuffer, read=_cli(*_INIT), file="m.tflite",
-           isolated=True),
-    Reader(name="cli-keras", corpus=_made("keras"), mutate=_M.archive, read=_cli(*_INIT), file="m.keras", isolated=True),
+    Reader(
+        name="stopwatch-file", corpus=_sent_back, mutate=_M.archive, read=_agent(stopwatch_client.Stopwatch, file=True)
+    ),
+    Reader(
+        name="cli-tflite",
+        corpus=corpus.tflites,
+        mutate=_M.flatbuffer,
+        read=_cli(*_INIT),
+        file="m.tflite",
+        isolated=True,
+    ),
+    Reader(
+        name="cli-keras", corpus=_made("keras"), mutate=_M.archive, read=_cli(*_INIT), file="m.keras", isolated=True
+    ),
     Reader(name="cli-h5", corpus=_made("h5"), mutate=_M.raw, read=_cli(*_INIT), file="m.h5", isolated=True),
     Reader(name="cli-onnx", corpus=_made("onnx"), mutate=_M.raw, read=_cli(*_INIT), file="m.onnx", isolated=True),
     Reader(name="cli-pt2", corpus=_made("pt2"), mutate=_M.archive, read=_cli(*_INIT), file="m.pt2", isolated=True),
-    Reader(name="cli-torchscript", corpus=_made("torchscript"), mutate=_M.archive, read=_cli(*_INIT), file="m.pt",
-           isolated=True),
-    Reader(name="cli-pte", corpus=_made("pte"), mutate=_M.raw, read=_cli("inspect", "FILE"), file="m.pte",
-           isolated=True),
-    Reader(name="cli-ptl", corpus=_made("ptl"), mutate=_M.archive, read=_cli("inspect", "FILE"), file="m.ptl",
-           isolated=True),
-)  # fmt: skip
+    Reader(
+        name="cli-torchscript",
+        corpus=_made("torchscript"),
+        mutate=_M.archive,
+        read=_cli(*_INIT),
+        file="m.pt",
+        isolated=True,
+    ),
+    Reader(
+        name="cli-pte", corpus=_made("pte"), mutate=_M.raw, read=_cli("inspect", "FILE"), file="m.pte", isolated=True
+    ),
+    Reader(
+        name="cli-ptl",
+        corpus=_made("ptl"),
+        mutate=_M.archive,
+        read=_cli("inspect", "FILE"),
+        file="m.ptl",
+        isolated=True,
+    ),
+)
 READERS = {reader.name: reader for reader in _ALL}
