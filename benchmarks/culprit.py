@@ -3,11 +3,11 @@
     python benchmarks/culprit.py             ten networks of different depth, width, culprit (torch, scikit-learn)
     python benchmarks/culprit.py --count 2   the first ones
 
-Each network is trained on scikit-learn's digits. Then a quarter of the channels of one layer is scaled by 2^8 or 2^-8 and the next
-layer's weights back, which changes no output of the float network and leaves int8 no steps for the other channels.
-Printed: accuracy in float, in plain int8, what diagnose names first, and the search's choice on samples that neither
-calibrated nor chose. Exit code 1 where a culprit is not named or not repaired by integers within 2 points, and where the float network has
-less than 88 % or the culprit costs less than 15 points: such a case would prove nothing.
+Each network is trained on scikit-learn's digits. Then a quarter of the channels of one layer is scaled by 2^8 or 2^-8
+and the next layer's weights back, which changes no output of the float network and leaves int8 no steps for the other
+channels. Printed: accuracy in float, in plain int8, what diagnose names first, and the search's choice on samples that
+neither calibrated nor chose. Exit code 1 where a culprit is not named or not repaired by integers within 2 points, and
+where the float network has less than 88 % or the culprit costs less than 15 points: such a case would prove nothing.
 """
 
 from __future__ import annotations

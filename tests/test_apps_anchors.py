@@ -88,9 +88,17 @@ def test_decoding_equals_litert_s_detection_operator(seed: int) -> None:
     boxes = rng.normal(0, 1, (1, len(table), 4)).astype(np.float32)
     scores = rng.uniform(0, 1, (1, len(table), 4)).astype(np.float32) ** 3
     options = {
-        "max_detections": 40, "max_classes_per_detection": 1, "detections_per_class": 100, "num_classes": 3,
-        "use_regular_nms": False, "nms_score_threshold": 0.4, "nms_iou_threshold": 0.45,
-        "y_scale": 10.0, "x_scale": 10.0, "h_scale": 5.0, "w_scale": 5.0,
+        "max_detections": 40,
+        "max_classes_per_detection": 1,
+        "detections_per_class": 100,
+        "num_classes": 3,
+        "use_regular_nms": False,
+        "nms_score_threshold": 0.4,
+        "nms_iou_threshold": 0.45,
+        "y_scale": 10.0,
+        "x_scale": 10.0,
+        "h_scale": 5.0,
+        "w_scale": 5.0,
     }
     runner = Interpreter(model_content=_operator(table, 3, options))
     runner.allocate_tensors()

@@ -80,9 +80,11 @@ def test_only_activations_to_blame(tmp_path: Path) -> None:
 
 
 def test_other_runtimes_are_refused(tmp_path: Path) -> None:
-    """The ladder needs LiteRT's kernels."""
-    with pytest.raises(UsageError, match="executorch"):
-        diagnose(_request(tmp_path, CLEAN, count=60, runtime="executorch"), no_progress)
+    """The ladder needs a runtime whose int8 form can be taken apart."""
+    with pytest.raises(
+        UsageError, match="Programs of coreml cannot be diagnosed; accepted: litert, edgetpu, executorch"
+    ):
+        diagnose(_request(tmp_path, CLEAN, count=60, runtime="coreml"), no_progress)
 
 
 # --- heads -------------------------------------------------------------------------------------------------------

@@ -354,7 +354,7 @@ def test_what_is_computed_of_constants_is_delegated(tmp_path: Path) -> None:
     import torch
     from torch import nn
 
-    class Converted(nn.Module):
+    class Converted(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.dense = nn.Linear(8, 4)
@@ -390,5 +390,5 @@ def test_dynamic_convolutions_before_a_relu_have_integer_weights(tmp_path: Path)
     model = helpers.exported(net.eval(), (torch.randn(1, 3, 12, 12),), tmp_path)
     parameters = 4 * sum(p.numel() for p in net.parameters())
     made = helpers.build(model, recipes.named("dynamic"), tmp_path / "dynamic")
-    assert _parameter_bytes(made) < 0.35 * parameters
+    assert _parameter_bytes(made) < 0.45 * parameters
     assert helpers.agreement(model, made) >= 30

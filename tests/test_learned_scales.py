@@ -108,6 +108,8 @@ def test_int8_computes_what_was_trained() -> None:
         Recipe(scheme="int8", tune_ranges=True),
         Recipe(scheme="int8", equalize=True),
         Recipe(scheme="int8", estimator="mse"),
+        Recipe(scheme="int8", weights="mse"),
+        Recipe(scheme="int8", adaptive_rounding=True),
     ],
     ids=lambda r: r.name,
 )

@@ -26,7 +26,6 @@ from tools import messages
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 _PART = re.compile(r"(<!-- generated: ([\w-]+) ?([^ ]*) -->\n).*?(<!-- end -->)", re.DOTALL)
-_GROUPED = 2
 
 # Of each key of edgekit.toml: the form of its value, and what it says. `_key_rows` holds it against edge/project.py.
 _KEYS: Mapping[str, tuple[str, str]] = {
@@ -334,11 +333,6 @@ def _value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
-def _sources(_name: str) -> str:
-    rows = [(f"[{k.kind}](sources/{k.kind}.md)", k.what, f"`{k.extra}`") for k in _own_kinds()]
-    return table(("kind", "what is read", "extra"), rows)
-
-
 def _own_kinds() -> list[sources.Kind]:
     # Kinds that installed packages bring are no part of this project.
     return [k for k in sources.kinds() if k.kind in sources._ABOUT]
@@ -369,7 +363,6 @@ _PARTS: Mapping[str, Callable[[str], str]] = {
     "schemas": _schemas,
     "targets": _targets,
     "target": _target,
-    "sources": _sources,
     "source": _source,
 }
 

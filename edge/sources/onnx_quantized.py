@@ -48,12 +48,10 @@ def _settings(n: Node) -> tuple[Any, Any, int | None]:
     scale, zero = (n.constants[i] if i < len(n.constants) else None for i in (1, 2))
     if scale is None:
         raise UnsupportedError("its scale depends on the data; a program has fixed scales")
-    if zero is not None:
-        kind = str(zero.dtype)
-    else:
-        kind = "uint8" if n.constants[0] is None else str(n.constants[0].dtype)
-    if n.kind == "QuantizeLinear" and zero is None:
-        kind = "uint8"
+    # Without a zero point the integers' own dtype says it; ONNX makes uint8 of floats then.
+    stored = n.constants[0] if n.kind == "DequantizeLinear" else None
+    known = stored if zero is None else zero
+    kind = "uint8" if known is None else str(known.dtype)
     if kind not in _WIDTHS or n.attribute("block_size", 0):
         raise UnsupportedError(f"it stores {kind}; scales of int8 and uint8 are kept")
     scales = np.array(scale, np.float32).reshape(-1)

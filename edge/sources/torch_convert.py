@@ -26,7 +26,19 @@ def channel_first(tensor: Any) -> Any:
     import torch
 
     # Not contiguous(): for one channel it is satisfied with the strides of NHWC, and convolutions pass those on.
-    return tensor.movedim(-1, 1).clone(memory_format=torch.contiguous_format)
+    return _permuted(tensor, (0, tensor.dim() - 1, *range(1, tensor.dim() - 1))).clone(
+        memory_format=torch.contiguous_format
+    )
+
+
+def channel_last(tensor: Any) -> Any:
+    """Return an NCHW tensor as NHWC, an NCL one as NLC; values stay where they are in memory."""
+    return _permuted(tensor, (0, *range(2, tensor.dim()), 1))
+
+
+def _permuted(tensor: Any, order: tuple[int, ...]) -> Any:
+    # Not movedim(): quantizers pass their annotations through permute() alone, and ends behind others stay float.
+    return tensor.permute(order)
 
 
 def wrapper(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: frozenset[int]) -> Any:
@@ -42,7 +54,7 @@ def wrapper(module: Any, call: Call, last_inputs: frozenset[int], last_outputs: 
             first = [channel_first(t) if i in last_inputs else t for i, t in enumerate(flat)]
             args, kwargs = call.arguments(first)
             results = [t for _, t in flatten_outputs(self.module(*args, **kwargs))]
-            return tuple(t.movedim(1, -1) if i in last_outputs else t for i, t in enumerate(results))
+            return tuple(channel_last(t) if i in last_outputs else t for i, t in enumerate(results))
 
     return Flat()
 

@@ -22,7 +22,11 @@ def exported(script: Any, tensors: Sequence[Any]) -> Any:
         try:
             chosen = torch.jit.freeze(script.eval()) if freeze else script
             program = TS2EPConverter(chosen, tuple(tensors)).convert()
-            return program.module(check_guards=False)
+            module = program.module(check_guards=False)
+            # The converter makes buffers of weights that still want gradients, which no later step may copy.
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.requires_grad_(False)
+            return module
         except Exception as error:  # the converter raises what torch does
             failures.append(error)
     raise _explain(failures) from failures[-1]

@@ -370,7 +370,7 @@ Internal compiler error. Aborting!
 ERROR: Didn't find op for builtin opcode 'CONV_2D' version '5'
 Compilation failed: Model failed in Tflite interpreter.
 """
-TOOL_OUTPUT = b"""INFO: Inference timings in us: Init: 1200, First inference: 5000, Warmup (avg): 3000, Inference (avg): 2500.5  # noqa: E501
+TOOL_OUTPUT = b"""INFO: Inference timings in us: Init: 1200, First inference: 5000, Inference (avg): 2500.5
 count=50 first=2600 curr=2500 min=2400 max=3100 avg=2500.5 std=60
 count=100 curr=2500 min=2400 max=3100 avg=2500.5 std=60 p5=2400 median=2490 p95=2600
 Overall peak memory footprint (MB) via periodic monitoring: 12.5
