@@ -2,11 +2,12 @@
 
 python benchmarks/kills.py [--kills 200] [--seed 0] [--folder DIR]
 
-Half of the kills begin with an empty cache, half with no artifact in the output folder; three in ten meet a random
-process of the build instead of the build itself. After each: no process is left; what stands in the output folder is
-the artifact, whole, or nothing; one that was there before still is. Then the next run ends well with the same bytes of
-program, carrier and golden vectors; nothing else is left beside it or among temporary files; the cache holds what was
-computed. The first that fails ends the script with exit code 1.
+Half of the kills begin with an empty cache, half with no artifact in the output folder; some meet a stage's process
+instead of the build's own. A build that was done before its moment came is checked too, but not counted. After each:
+no process is left; what stands in the output folder is the artifact, whole, or nothing; one that was there before
+still is. Then the next run ends well with the same bytes of program, carrier and golden vectors; nothing else is left
+beside it or among temporary files; the cache holds what was computed. The first that fails ends the script with exit
+code 1.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ def main() -> int:
         try:
             for number, kill in enumerate(kills(bench, given.kills, given.seed), 1):
                 seen.update([f"met the {kill.victim}", f"artifact after the kill: {kill.artifact}"])
-                seen["came after the end"] += kill.done
                 print(f"{number:4} {kill.after_s:6.2f} s {kill.victim:6} {kill.artifact}", flush=True)
         except AssertionError as error:
             print(f"kill {number + 1 if seen else 1} of seed {given.seed}: {error}")

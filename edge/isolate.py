@@ -30,6 +30,8 @@ FILE_VARIABLE = "EDGEKIT_FILE_LIMIT_GB"
 DEFAULT_FILE_LIMIT_GB = 32.0
 _PROGRESS_FD_VARIABLE = "EDGEKIT_PROGRESS_FD"
 _GRACE_S = 2.0
+# A child that has no room for its answer has none for words either.
+EXIT_DISK_FULL = 75
 _LONGEST_TEMPORARY = 60
 
 
@@ -234,6 +236,10 @@ def _death(name: str, code: int, log: Path) -> errors.EdgekitError:
             f"{name} ran out of memory and was stopped.",
             hint="Free memory, use fewer samples, or raise EDGEKIT_MEMORY_LIMIT_GB.",
             log=str(log),
+        )
+    if code == EXIT_DISK_FULL:
+        return errors.DiskFullError(
+            f"No space is left while {name} ran, in {log.parent}.", hint="Free space, or set TMPDIR to another place."
         )
     if code == -signal.SIGXFSZ:
         return file_too_large(name, log=str(log))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import errors
-from edge.isolate import _PROGRESS_FD_VARIABLE, Progress, file_too_large, no_progress
+from edge.isolate import _PROGRESS_FD_VARIABLE, EXIT_DISK_FULL, Progress, file_too_large, no_progress
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -87,17 +87,22 @@ def main(stage: str, asked: str, answered: str, limits: str) -> int:
         text = json.dumps(answer)
         code = 0
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log may be what the disk has no room for
+            traceback.print_exc()
         text, code = json.dumps({"error": _describe(error)}), 1
     temporary = Path(f"{answered}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(answered)
-    sys.stdout.flush()
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(answered)
+        sys.stdout.flush()
+    except OSError as error:
+        return EXIT_DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else 1
     return code
 
 
 if __name__ == "__main__":
     exit_code = main(*sys.argv[1:5])
     # Some frameworks crash while the interpreter shuts down; the answer is already on disk.
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -154,6 +155,12 @@ def _after_next_run(bench: Bench) -> None:
 
 
 def kills(bench: Bench, count: int, seed: int) -> Iterator[Kill]:
-    """Kill `count` builds; the same seed gives the same moments."""
-    for number in range(count):
-        yield kill_once(bench, random.Random(f"{seed}/{number}"))
+    """Kill `count` builds; the same seed gives the same moments. A build that was done by then does not count."""
+    met = 0
+    for number in itertools.count():
+        if met == count:
+            return
+        kill = kill_once(bench, random.Random(f"{seed}/{number}"))
+        if not kill.done:
+            met += 1
+            yield kill

@@ -23,8 +23,32 @@ if TYPE_CHECKING:
 PROBABILITIES = "classLabel_probs"
 # Words of the model's language; coremltools would rename what is called so.
 _RESERVED = frozenset(
-    "any bool program func tensor list dict tuple true false string bf16 fp16 fp32 fp64 int8 int16 int32 int64 uint8 "
-    "uint16 uint32 uint64 state".split()
+    [
+        "any",
+        "bool",
+        "program",
+        "func",
+        "tensor",
+        "list",
+        "dict",
+        "tuple",
+        "true",
+        "false",
+        "string",
+        "bf16",
+        "fp16",
+        "fp32",
+        "fp64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "state",
+    ]
 )
 _CHANNELS: dict[int, tuple[Colour, ...]] = {1: ("gray",), 3: ("rgb", "bgr")}
 _DTYPES = {"int64": "int32", "int16": "int32", "int8": "int32", "uint8": "int32", "bool": "int32", "float16": "float32"}

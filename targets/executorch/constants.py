@@ -13,16 +13,17 @@ from edge.targets import torch_fake_quant
 def fold(program: Any) -> Any | None:
     """Return the graph module of an ExportedProgram with its constant operators evaluated, None where it has none.
 
-    Left alone are random operators, those with effects, results larger than what they are made of (a broadcast), and
-    graphs with fake quantization, whose operators on weights are a part of the model.
+    Left alone are random operators, those with effects and what they change, results larger than what they are made
+    of (a broadcast), and graphs with fake quantization, whose operators on weights are a part of the model.
     """
     if torch_fake_quant.marks(program.graph):
         return None
     module = program.module(check_guards=False)
     known: dict[Any, Any] = {}
     made: list[Any] = []
+    changed = _changed_in_place(module.graph)
     for node in module.graph.nodes:
-        value = _value(module, node, known)
+        value = None if node in changed else _value(module, node, known)
         if value is None:
             continue
         known[node] = value
@@ -54,6 +55,29 @@ def _value(module: Any, node: Any, known: dict[Any, Any]) -> Any | None:
     if not isinstance(result, torch.Tensor) or result.numel() > sum(known[s].numel() for s in sources):
         return None
     return result
+
+
+def _changed_in_place(graph: Any) -> set[Any]:
+    """Return the values that an operator writes over, and all that they may be views of: each run needs them anew."""
+    import torch
+
+    waiting = []
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            for given, argument in zip(node.args, node.target._schema.arguments, strict=False):
+                if (
+                    isinstance(given, torch.fx.Node)
+                    and argument.alias_info is not None
+                    and argument.alias_info.is_write
+                ):
+                    waiting.append(given)
+    found: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node.op == "call_function":
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def _pure(target: Any) -> bool:
