@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.errors import EdgekitError
 from edge.report import machine
-from edge.report.summary import predicted_label, size
+from edge.report.summary import predicted_label, predicted_mode, size
 
 if TYPE_CHECKING:
     from edge.inspection import Inspected
@@ -71,7 +71,7 @@ def _show_details(console: Any, details: dict[str, Any]) -> None:
         )
     for how, p in details.get("latency_ms", {}).items():
         told = f"{p['value']:.2f} ms [{p['low']:.2f}, {p['high']:.2f}]"
-        console.print(f"  {predicted_label(how)} (predicted, {p['rate']:.0%} interval): {told}", markup=False)
+        console.print(f"  {predicted_label(how)} ({predicted_mode(p)}): {told}", markup=False)
     for method, ends in details.get("method_signatures", {}).items():
         told = f"{', '.join(ends['inputs'])} -> {', '.join(ends['outputs'])}"
         console.print(f"  method {method}: {told}", markup=False)

@@ -123,11 +123,15 @@ def _predicted_rows(predicted: Mapping[str, Any]) -> list[Row]:
         Row(
             label=predicted_label(how),
             value=f"{p['value']:.2f} ms [{p['low']:.2f}, {p['high']:.2f}]",
-            # Older artifacts do not say how sure their interval is.
-            mode=f"predicted, {p['rate']:.0%} interval" if "rate" in p else "predicted",
+            mode=predicted_mode(p),
         )
         for how, p in predicted.items()
     ]
+
+
+def predicted_mode(interval: Mapping[str, Any]) -> str:
+    """Return the mode of a predicted interval, with how sure it is where that is known."""
+    return f"predicted, {interval['rate']:.0%} interval" if "rate" in interval else "predicted"
 
 
 def predicted_label(how: str) -> str:
