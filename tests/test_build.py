@@ -299,6 +299,9 @@ def test_an_interrupt_leaves_nothing_behind(inputs: Path, tmp_path: Path, delay:
     environment: dict[str, Any] = {**os.environ, "TMPDIR": str(work)}
     arguments = [*build_arguments(inputs, "-o", str(tmp_path / "out")), "--latency", "standard"]
     process = subprocess.Popen([*COMMAND, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    # Python itself must have started: what it says of a Ctrl-C before that is not edgekit's.
+    while not any(work.iterdir()) and process.poll() is None:
+        time.sleep(0.02)
     time.sleep(delay)
     children = _children(process.pid)
     process.send_signal(signal.SIGINT)

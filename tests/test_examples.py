@@ -42,7 +42,7 @@ def test_the_coral_classifier(tmp_path: Path, environment: dict[str, str]) -> No
     place, _ = run("coral-classifier", tmp_path, environment)
     accuracy = artifact.read(place / "edgekit-build/digits-coral").manifest.metrics.accuracy
     assert accuracy is not None
-    assert accuracy.float > 0.95
+    assert accuracy.float > 0.9
 
 
 def test_the_pi_profiling(tmp_path: Path, environment: dict[str, str]) -> None:
