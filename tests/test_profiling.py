@@ -286,7 +286,9 @@ def test_profile_of_a_pte_here(tmp_path: Path) -> None:
     """ExecuTorch's program starts cold, is timed, and has a time per operator of its backend."""
     (tmp_path / "net.py").write_text(NET)
     arguments = ["build", f"{tmp_path}/net.py:make", "--target", "linux", "--runtime", "executorch", "-q"]
-    assert edgekit([*arguments, "--latency", "none", "-o", str(tmp_path / "out")], debug=False) == 0
+    assert (
+        edgekit([*arguments, "--recipe", "float32", "--latency", "none", "-o", str(tmp_path / "out")], debug=False) == 0
+    )
     made = next((tmp_path / "out").glob("*/manifest.json"), tmp_path / "out/manifest.json").parent
     record = profiling.profile(made, profiling.Request(profile="smoke", per_op=True, output=None))
     assert (record.runtime, record.runner) == ("executorch", "python")
