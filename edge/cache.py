@@ -2,7 +2,7 @@
 
 The key of a result is the digest of the stage's request, in which each file is replaced by its content, together with
 the content of what the user named and the versions of all tools. A stage that reads more (a Python factory that imports
-its neighbours) reports which files it opened; a result counts only while these are as they were.
+its neighbours) reports which files it opened; a result counts only from the same folder and while these are as they were.
 """
 
 from __future__ import annotations
@@ -225,8 +225,10 @@ def call(job: Job, progress: Progress, *, use: bool = True) -> dict[str, Any]:
         return _computed(job, progress)[0]
     with remembered_digests() as digests:
         named = {text: digests.named(text) for text in job.content}
+        # What a stage opens it finds from here: the same script in another folder may read other neighbours.
+        here = str(Path.cwd()) if job.content else ""
         asked = _by_content(job.request, job.root, digests)
-        key = _key([job.stage, asked, named, job.parts, fingerprint(digests)])
+        key = _key([job.stage, asked, named, here, job.parts, fingerprint(digests)])
         if (found := store().load(key, job.root, digests)) is not None:
             progress(f"{job.name}: nothing changed, taken from the cache", None)
             return found

@@ -215,12 +215,12 @@ def test_dynamic_without_a_layer_for_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_script_option_says_what_to_do_instead(tmp_path: Path) -> None:
-    """An exported program has nothing to script: the option is refused with torch.cond as the way."""
+    """An exported program has nothing to script: the option is refused, with the module's factory as the way."""
     target = replace(nets.PHONE, options={"torch_mobile": {"script": True}})
     model = nets.network("audio", tmp_path)
     with pytest.raises(ConfigError) as caught:
         TorchMobile().build(model, Recipe(scheme="float32"), target, None, tmp_path, no_progress)
-    assert "torch.cond" in str(caught.value.hint)
+    assert "file.py:factory with --script" in str(caught.value.hint)
 
 
 def test_nan_in_calibration_is_an_error(tmp_path: Path) -> None:
