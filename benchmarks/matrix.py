@@ -1,6 +1,7 @@
 """Build and verify every source kind for every target family, and write docs/matrix.md.
 
-    python benchmarks/matrix.py [--models FOLDER] [--only TEXT] [--column TEXT] [--state FILE] [--sources FOLDER]
+    python benchmarks/matrix.py [--models FOLDER] [--only TEXT] [--column TEXT] [--state FILE] [--retry]
+        [--sources FOLDER]
 
 One small network is trained on the scikit-learn digits with Keras, one with PyTorch, and one of transformers; each
 source kind is made from one of them. Every cell is a whole build: conversion verified against the source, quantized,
@@ -31,6 +32,7 @@ from edge.artifact import Artifact
 from edge.errors import EdgekitError
 
 ROOT = Path(__file__).resolve().parents[1]
+_EARLIER = " †"
 # Column title, targets that one build serves, runtime.
 COLUMNS: tuple[tuple[tuple[str, ...], tuple[str, ...], str | None], ...] = (
     (("coral", "rpi5 (litert)"), ("coral", "rpi5"), None),
@@ -51,6 +53,7 @@ class Row:
     location: str
     data: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    samples: int = 100  # that calibrate
 
 
 DIGITS: tuple[Row, ...] = (
@@ -94,18 +97,21 @@ MODELS: tuple[Row, ...] = (
         location="onnx-yolox-nano/yolox_nano.onnx",
         data="data-coco-permissive/images",
         settings=_CORNER,
+        samples=30,
     ),
     Row(
         kind="onnx-yunet 320",
         location="onnx-yunet/yunet_n_320_320.onnx",
         data="data-coco-permissive/images",
         settings=_PHOTOS,
+        samples=30,
     ),
     Row(
         kind="onnx-yunet dynamic, 160x192",
         location="onnx-yunet/yunet_n_dynamic.onnx",
         data="data-coco-permissive/images",
         settings={**_PHOTOS, "shapes": {"0": (1, 3, 160, 192)}},
+        samples=30,
     ),
     Row(kind="basic-pitch SavedModel", location="basic-pitch/nmp", data="basic_pitch"),
     Row(kind="basic-pitch onnx", location="basic-pitch/nmp.onnx", data="basic_pitch"),
@@ -150,7 +156,7 @@ def tone(number, length, rate):
     return (sound + random.normal(0, 0.003, length)).astype(np.float32)
 
 def basic_pitch():
-    return [tone(i, 43844, 22050).reshape(1, -1, 1) for i in range(40)]
+    return [tone(i, 43844, 22050).reshape(1, -1, 1) for i in range(20)]
 
 def kwt1():
     return [tone(i, 16000, 16000).reshape(1, -1) for i in range(60)]
@@ -274,7 +280,7 @@ def build(row: Row, folder: Path, targets: Sequence[str], runtime: str | None, o
         "cache": False,
         "runtime": runtime,
         "calibration": data,
-        "calibration_samples": 100,
+        "calibration_samples": row.samples,
         "name": "cell",
     }
     try:
@@ -342,14 +348,15 @@ def table(rows: Sequence[Row], folder: Path, state: State) -> None:
 class State:
     """The texts of the cells by source and column, kept in a file so that a run can be done in parts."""
 
-    def __init__(self, path: Path, only: str, column: str) -> None:
-        self._path, self._only, self._column = path, only, column
+    def __init__(self, path: Path, only: str, column: str, *, retry: bool) -> None:
+        self._path, self._only, self._column, self._retry = path, only, column, retry
         self.cells: dict[str, dict[str, str]] = json.loads(path.read_text()) if path.is_file() else {}
 
     def wants(self, kind: str, titles: Sequence[str]) -> bool:
         """Tell whether cells are asked for and not there."""
         asked = self._only in kind and any(self._column in t for t in titles)
-        return asked and any(t not in self.cells.get(kind, {}) for t in titles)
+        found = [self.cells.get(kind, {}).get(t) for t in titles]
+        return asked and any(text is None or (self._retry and text.startswith("no: ")) for text in found)
 
     def add(self, kind: str, texts: Mapping[str, str]) -> None:
         """Keep cells."""
@@ -386,6 +393,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="Only the rows with this text.")
     parser.add_argument("--column", default="", help="Only the columns with this text.")
     parser.add_argument("--state", type=Path, help="File that keeps the cells, to go on with later.")
+    parser.add_argument("--earlier", type=Path, help="State of an earlier run: its cells stand in, marked.")
+    parser.add_argument("--retry", action="store_true", help="Build what is wanted and was not possible once more.")
     parser.add_argument("--sources", type=Path, help="Folder that keeps the trained networks, to go on with later.")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "matrix.md")
     given = parser.parse_args()
@@ -395,13 +404,20 @@ def main() -> None:
         return
     rows = [_with_data(r) for r in DIGITS]
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        state = State(given.state or Path(folder) / "state.json", given.only, given.column)
+        state = State(given.state or Path(folder) / "state.json", given.only, given.column, retry=given.retry)
         if any(state.wants(r.kind, titles) for r in rows for titles, _, _ in COLUMNS):
             made = _made(given.sources or Path(folder) / "sources")
             table(rows, made, state)
         if given.models:
             table(MODELS, given.models.resolve(), state)
-        given.output.write_text("\n".join(_page(rows, state.cells)), encoding="utf-8")
+        earlier = json.loads(given.earlier.read_text()) if given.earlier else {}
+        given.output.write_text("\n".join(_page(rows, _with_earlier(state.cells, earlier))), encoding="utf-8")
+
+
+def _with_earlier(cells: Mapping[str, Mapping[str, str]], earlier: Mapping[str, Mapping[str, str]]) -> Any:
+    """Return the cells with those of an earlier run, marked, where there are none."""
+    kinds = dict.fromkeys((*cells, *earlier))
+    return {k: {**{t: f"{v}{_EARLIER}" for t, v in earlier.get(k, {}).items()}, **cells.get(k, {})} for k in kinds}
 
 
 def _made(folder: Path) -> Path:
@@ -440,6 +456,9 @@ def _page(rows: Sequence[Row], cells: Mapping[str, Mapping[str, str]]) -> list[s
         "",
         *markdown(rows, cells),
     ]
+    if any(text.endswith(_EARLIER) for row in cells.values() for text in row.values()):
+        at = lines.index("## A network on the digits, in every source kind")
+        lines[at:at] = [f"Cells with{_EARLIER} are of an earlier run, before the last changes to the code.", ""]
     if any(r.kind in cells for r in MODELS):
         lines += ["## Trained models from the field", "", *markdown(MODELS, cells)]
     return lines

@@ -12,18 +12,20 @@ InputOutput = Literal["int8", "uint8", "float32"]
 Granularity = Literal["channel", "tensor"]
 Estimator = Literal["minmax", "moving-average", "percentile", "mse", "entropy"]
 WeightEstimator = Literal["minmax", "mse"]
+# ptq: TFLite's post-training quantizer, the one of TFLiteConverter; aeq: ai-edge-quantizer.
+Quantizer = Literal["ptq", "aeq"]
 
 # Schemes that quantize activations statically and so need calibration data.
 STATIC_SCHEMES = frozenset({"int8", "int8x16"})
 DEFAULT_PERCENTILE = 99.99
 _PER_TENSOR, _WEIGHTS_MSE, _TUNED = "per-tensor", "weights-mse", "tuned"
 _EQUALIZED, _ROUNDED, _CORRECTED, _SPLIT = "equalized", "rounded", "corrected", "split outputs"
-_ALL = frozenset({_WEIGHTS_MSE, _TUNED, _EQUALIZED, _ROUNDED, _CORRECTED, _SPLIT})
+_ALL = frozenset({_WEIGHTS_MSE, _TUNED, _EQUALIZED, _ROUNDED, _CORRECTED, _SPLIT, *get_args(Quantizer)})
 # What each runtime can refine; one that is not here has the estimators of activation ranges at most.
 REFINEMENTS: Mapping[str, frozenset[str]] = {
     "litert": _ALL,
     "edgetpu": _ALL,
-    "executorch": frozenset({_WEIGHTS_MSE, _CORRECTED}),
+    "executorch": frozenset({_WEIGHTS_MSE, _EQUALIZED, _CORRECTED}),
 }
 
 
@@ -55,6 +57,7 @@ class Recipe:
     `bias_correction` removes the mean error of each channel afterwards. `split_outputs` gives branches of
     different size that an output joins (boxes and scores) scales of their own. `weights` chooses the step of int8
     weights, per channel or tensor: by the largest one, or with the least squared error.
+    `quantizer` is the one that makes the program; None: the first whose program is integer throughout.
     """
 
     scheme: Scheme = "int8"
@@ -72,6 +75,7 @@ class Recipe:
     bias_correction: bool = False
     weights: WeightEstimator = "minmax"
     adaptive_rounding: bool = False
+    quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
         if not 50 < self.percentile <= 100:
@@ -101,7 +105,8 @@ class Recipe:
             _CORRECTED: self.bias_correction,
             _SPLIT: self.split_outputs,
         }
-        return frozenset(name for name, wanted in asked.items() if wanted)
+        own = {self.quantizer} if self.quantizer else set()
+        return frozenset({name for name, wanted in asked.items() if wanted} | own)
 
     @property
     def corrects(self) -> bool:
@@ -125,16 +130,17 @@ class Recipe:
             parts.append(f"{self.percentile:g}")
         parts += [_WEIGHTS_MSE] * (self.weights == "mse") + [_TUNED] * self.tune_ranges + [_EQUALIZED] * self.equalize
         parts += [_ROUNDED] * self.adaptive_rounding + [_CORRECTED] * self.bias_correction
+        parts += [self.quantizer] if self.quantizer else []
         return "-".join(parts)
 
 
 NAMES = ("float32", "float16", "dynamic", "dynamic-4", "weight-only", "weight-only-4", "int8", "int8x16")
-REFINED = "int8[-per-tensor][-ESTIMATOR][-weights-mse][-tuned][-equalized][-rounded][-corrected]"
+REFINED = "int8[-per-tensor][-ESTIMATOR][-weights-mse][-tuned][-equalized][-rounded][-corrected][-ptq|-aeq]"
 _NAME = re.compile(
     rf"(?P<kind>{'|'.join(sorted(NAMES, key=len, reverse=True))})(?P<tensor>-{_PER_TENSOR})?"
     rf"(?:-(?P<estimator>{'|'.join(get_args(Estimator))}))?(?:(?<=percentile)-(?P<percentile>\d+(?:\.\d+)?))?"
     rf"(?P<weights>-{_WEIGHTS_MSE})?(?P<tuned>-{_TUNED})?(?P<equalized>-{_EQUALIZED})?(?P<rounded>-{_ROUNDED})?"
-    rf"(?P<corrected>-{_CORRECTED})?"
+    rf"(?P<corrected>-{_CORRECTED})?(?:-(?P<quantizer>{'|'.join(get_args(Quantizer))}))?"
 )
 
 
@@ -160,6 +166,7 @@ def named(name: str, *, io: InputOutput = "int8") -> Recipe:
         bias_correction=bool(found["corrected"]),
         weights="mse" if found["weights"] else "minmax",
         adaptive_rounding=bool(found["rounded"]),
+        quantizer=found["quantizer"],  # type: ignore[arg-type]
     )
 
 

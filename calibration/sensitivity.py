@@ -29,6 +29,9 @@ class LayerRecord:
     `unbalanced_with` names the output of the next layer where this one's output channels are uneven against the next
     one's input weights (see `unbalanced`): then this one is to blame for the noise of the next one's weights,
     `next_weights_db`, and that layer is `blamed_before`.
+
+    Where layers are measured at their own outputs (ExecuTorch), `weights_db` and `input_db` are the ratios there with
+    only the weights, or only the layer's input, quantized, and `reads` names the layer that writes that input.
     """
 
     index: int
@@ -44,19 +47,22 @@ class LayerRecord:
     unbalanced_with: str | None = None
     next_weights_db: float | None = None
     blamed_before: bool = False
+    input_db: float | None = None
+    reads: str | None = None
 
     @property
     def snr_db(self) -> float:
         """The ratio with all that this layer is to blame for quantized: the noises add up."""
-        weights = None if self.blamed_before else self.weights_db
-        parts = [db for db in (weights, self.output_db, self.next_weights_db) if db is not None and db < LIMIT_DB]
+        own = (None, None) if self.blamed_before else (self.weights_db, self.input_db)
+        parts = [db for db in (*own, self.output_db, self.next_weights_db) if db is not None and db < LIMIT_DB]
         return decibels(sum(10 ** (-db / 10) for db in parts)) if parts else LIMIT_DB
 
     @property
     def part(self) -> Part:
         """The part that loses more."""
         weights = LIMIT_DB if self.weights_db is None else self.weights_db
-        return "weights" if weights < (LIMIT_DB if self.output_db is None else self.output_db) else "activations"
+        values = min(LIMIT_DB if db is None else db for db in (self.output_db, self.input_db))
+        return "weights" if weights < values else "activations"
 
 
 def ranked(records: Sequence[LayerRecord]) -> tuple[LayerRecord, ...]:

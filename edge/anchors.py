@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edge.errors import ConfigError
+from edge.errors import ConfigError, blaming
 
 # More are no detector's; a contract with them could not be read by people.
 _MOST = 200_000
@@ -112,14 +112,14 @@ def read_table(value: Mapping[str, Any]) -> Grid:
 
 def read_file(path: Path) -> tuple[float, ...]:
     """Return the anchors of a `.npy` array [N, 4] or of a text with four numbers per line; raise ConfigError."""
-    try:
+    with blaming(ConfigError, f"{path} cannot be read as anchors", hint=_ACCEPTED):
+        if not path.is_file():
+            raise ConfigError(f"{path} cannot be read as anchors: there is no such file.", hint=_ACCEPTED)
         if path.suffix == ".npy":
             found = np.load(path, allow_pickle=False)
         else:
             found = np.loadtxt(path, delimiter="," if "," in path.read_text(encoding="utf-8") else None, ndmin=2)
         values = np.asarray(found, np.float32)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as anchors: {str(error)[:200]}.", hint=_ACCEPTED) from error
     if values.ndim != 2 or values.shape[1] != 4 or not 0 < len(values) <= _MOST or not np.isfinite(values).all():
         raise ConfigError(f"{path} holds {list(values.shape)} numbers, or some that are not finite.", hint=_ACCEPTED)
     return _rounded(values.ravel())

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -349,15 +348,16 @@ def read(path: Path) -> Artifact:
 def interprets(function: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
     """Decorate what goes by the free parts of manifests (metrics, details, settings), which anyone may have changed.
 
-    What it stumbles over there is an ArtifactError. The first argument is an artifact, its path, or several of them.
+    What it stumbles over there is an ArtifactError, so it goes on functions that read manifests and do little else. The
+    first argument is an artifact, its path, or several of them.
     """
 
     @functools.wraps(function)
     def guarded(first: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with blaming(
             ArtifactError,
-            f"The manifest of {_named(first)} holds what edgekit did not write",
-            hint="Build the artifact again; --debug shows where it was met.",
+            f"The manifest of {_named(first)} could not be understood",
+            hint="Build the artifact again. If nobody changed it, this is a bug: report what --debug shows.",
         ):
             return function(first, *args, **kwargs)
 
@@ -374,8 +374,8 @@ def _named(value: object) -> str:
 
 def _parse(path: Path) -> Manifest:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = codec.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON: {error}.", hint="Build the artifact again.") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:

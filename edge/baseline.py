@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,6 @@ class Limits:
     unmapped: float = 0.0
 
 
-@artifacts.interprets
 def held_against(
     checked: Artifact, baseline: Path, request: checkup.Request, limits: Limits, progress: Progress
 ) -> Artifact:
@@ -43,10 +42,15 @@ def held_against(
             f"{baseline} is no baseline of {checked.path}: their inputs or outputs differ.",
             hint="Give an earlier build of the same model.",
         )
-    found = [*_size(before, checked, limits), *_mapped(before.manifest, checked.manifest, limits)]
+    found = [*_size(before, checked, limits), *_mapped(before, checked, limits)]
     found += _accuracy(before, checked, request, limits, progress)
     if request.latency_profile != "none":
         found += _latency(baseline, checked, request, limits, progress)
+    return _judged(checked, found)
+
+
+@artifacts.interprets
+def _judged(checked: Artifact, found: Sequence[Finding]) -> Artifact:
     manifest = replace(checked.manifest, findings=tuple(dict.fromkeys((*checked.manifest.findings, *found))))
     budgets = Budgets.from_dict(manifest.budgets)
     judged = verdict.judge(manifest, budgets, checkup.target_of(manifest), checked.size_bytes)
@@ -63,6 +67,10 @@ def _told(rule: str, worse: bool, message: str, fix: str = "") -> Finding:
     return Finding(rule=f"BASELINE_{rule}", severity=severity, message=message, fix=fix if worse and fix else None)
 
 
+def _open(rule: str, message: str) -> Finding:
+    return Finding(rule=f"BASELINE_{rule}", severity="warning", message=message)
+
+
 def _size(before: Artifact, after: Artifact, limits: Limits) -> list[Finding]:
     old, new = before.size_bytes, after.size_bytes
     worse = new > old * (1 + limits.growth)
@@ -70,8 +78,9 @@ def _size(before: Artifact, after: Artifact, limits: Limits) -> list[Finding]:
     return [_told("SIZE", worse, message, "Compare operators and weights with `edgekit inspect`.")]
 
 
-def _mapped(before: Manifest, after: Manifest, limits: Limits) -> list[Finding]:
-    old, new = verdict.accelerated(before), verdict.accelerated(after)
+@artifacts.interprets
+def _mapped(before: Artifact, after: Artifact, limits: Limits) -> list[Finding]:
+    old, new = verdict.accelerated(before.manifest), verdict.accelerated(after.manifest)
     if old is None or new is None:
         return []
     message = f"{new:.1%} of the operators are on the accelerator, {old:.1%} in the baseline."
@@ -82,7 +91,7 @@ def _accuracy(
     before: Artifact, after: Artifact, request: checkup.Request, limits: Limits, progress: Progress
 ) -> list[Finding]:
     if request.evaluation is None:
-        return [_told("ACCURACY", False, "Accuracy was not compared with the baseline: no --evaluation was given.")]
+        return [_open("ACCURACY", "Accuracy was not compared with the baseline: no --evaluation was given.")]
     found = _paired(before, after, request, progress)
     low, high, drop = found["low"], found["high"], found["drop"]
     interval = "no interval" if low is None or high is None else f"95 % interval [{low:+.4g}, {high:+.4g}]"
@@ -122,7 +131,7 @@ def _latency(
     record = profiling.compare(baseline, after.path, wanted, progress)
     if record.ratio is None:
         why = "; ".join(record.reasons) or record.outcome
-        return [_told("LATENCY", False, f"Latency could not be compared with the baseline: {why}.")]
+        return [_open("LATENCY", f"Latency could not be compared with the baseline: {why}.")]
     ratio = record.ratio
     message = (
         f"{ratio.ratio:.3f} times the baseline's {'instructions' if record.unit == 'instructions' else 'latency'} on "

@@ -2,7 +2,7 @@
 
 The key of a result is the digest of the stage's request, in which each file is replaced by its content, together with
 the content of what the user named and the versions of all tools. A stage that reads more (a Python factory that imports
-its neighbours) reports which files it opened; a result counts only from the same folder and while these are as they were.
+its neighbours) reports which files it opened; a result counts in the same folder only, while these are as they were.
 """
 
 from __future__ import annotations

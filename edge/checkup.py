@@ -67,7 +67,6 @@ def place_of(opened: Artifact, target: Target, request: Request) -> Place:
     return Place(program=compiled, kernels=kernels, timed_kernels=kernels, mode="measured")
 
 
-@artifacts.interprets
 def check(path: Path, request: Request, progress: Progress = isolate.no_progress) -> Artifact:
     """Verify an artifact's digests and golden vectors, then measure it again; the artifact itself is not changed.
 
@@ -143,6 +142,7 @@ def _check(opened: Artifact, place: Place, request: Request, work: Path, progres
             "program": str(place.program),
             "golden": str(golden) if golden else None,
             "golden_kernels": accuracy.kernels if accuracy else None,
+            "scheme": manifest.recipe.get("scheme", "float32"),
             "runtime": manifest.runtime,
             "kernels": place.kernels,
             "signature": codec.to_json(manifest.source_signature),
@@ -155,7 +155,6 @@ def _check(opened: Artifact, place: Place, request: Request, work: Path, progres
     )
 
 
-@artifacts.interprets
 def compile_artifact(path: Path, options: Mapping[str, Any], progress: Progress = isolate.no_progress) -> Artifact:
     """Finish an artifact for the Edge TPU with the compiler; the artifact is replaced whole. Raises ArtifactError."""
     opened = artifacts.read(path)
@@ -179,6 +178,7 @@ def compile_artifact(path: Path, options: Mapping[str, Any], progress: Progress 
         return _with_compiled(opened, answer)
 
 
+@artifacts.interprets
 def _with_compiled(opened: Artifact, answer: Mapping[str, Any]) -> Artifact:
     findings = tuple(codec.from_json(Finding, f) for f in answer["findings"])
     kept = tuple(f for f in opened.manifest.findings if f.rule != "EDGETPU_NOT_COMPILED")
@@ -207,6 +207,7 @@ def target_of(manifest: Manifest) -> Target:
         return replace(registry.target("linux"), name=manifest.target, family="other")
 
 
+@artifacts.interprets
 def _checked(
     opened: Artifact,
     answer: Mapping[str, Any],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -45,6 +46,24 @@ def json_schema(cls: Any) -> dict[str, Any]:
 def dumps(data: object) -> str:
     """Return JSON text as edgekit writes it everywhere: sorted by insertion, two spaces, no NaN."""
     return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def loads(text: str | bytes) -> Any:
+    """Return the data of JSON text from outside.
+
+    Raises ValueError for what is none, is nested too deeply, or has a number that is not finite: `dumps` writes none.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
 
 
 def write_atomically(path: Path, text: str) -> None:

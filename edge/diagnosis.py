@@ -9,6 +9,7 @@ from typing import Any
 
 from edge import artifact as artifacts
 from edge import codec, isolate, pipeline
+from edge.artifact import Artifact
 from edge.calibration.recipe import Recipe
 from edge.calibration.selection import plan
 from edge.errors import ArtifactError, UsageError
@@ -29,11 +30,23 @@ class Question:
     evaluation_samples: int | None = None
     metric: str | None = None
     target: str | None = None
+    device: str | None = None
 
 
-def of_source(project: Project, progress: Progress = isolate.no_progress) -> dict[str, Any]:
-    """Return the diagnosis of a source for its first target (see `edge.stages.diagnosing:diagnose`)."""
+def of_source(
+    project: Project, progress: Progress = isolate.no_progress, *, device: str | None = None
+) -> dict[str, Any]:
+    """Return the diagnosis of a source for its first target (see `edge.stages.diagnosing:diagnose`).
+
+    `device` runs the int8 program as the last rung. Raises UsageError for one that cannot.
+    """
     step = resolve_steps(project)[0]
+    _check_device(device)
+    if device and step.runtime == "edgetpu":
+        raise UsageError(
+            "Only a compiled program runs on an Edge TPU, and a source has none.",
+            hint="Diagnose an artifact that `edgekit build` or `edgekit compile` has compiled, or leave out --device.",
+        )
     with pipeline.working_folder() as work:
         carrier = registry.runtime(step.runtime).carrier
         imported = pipeline.import_source(project, carrier, work, progress)
@@ -44,23 +57,30 @@ def of_source(project: Project, progress: Progress = isolate.no_progress) -> dic
             "evaluation": imported.evaluation,
             "reference": str(imported.reference) if imported.reference else None,
             "program": None,
+            "device": device,
+            "compiled": None,
             "metric": project.metric,
             "max_drop": project.budgets.max_drop,
         }
         return _ask(asked, step.runtime, step.recipe, step.target, work, progress)
 
 
-@artifacts.interprets
 def of_artifact(path: Path, question: Question, progress: Progress = isolate.no_progress) -> dict[str, Any]:
     """Return the diagnosis of a built artifact; its float carrier stands for the source. Raises ArtifactError."""
+    _check_device(question.device)
     opened = artifacts.read(path)
     manifest = opened.manifest
     carrier = opened.file("carrier")
     if carrier is None:
         raise ArtifactError("The artifact has no float carrier to compare with.", hint="Build the artifact again.")
-    recipe = codec.from_json(Recipe, manifest.recipe)
+    recipe = _recipe(opened)
     if recipe.scheme != "int8":
         raise UsageError(f"{path} is {recipe.name}; int8 artifacts are diagnosed.", hint="Diagnose the source instead.")
+    compiled = opened.file("compiled") if manifest.runtime == "edgetpu" else None
+    if question.device and manifest.runtime == "edgetpu" and compiled is None:
+        raise ArtifactError(
+            f"{path} holds no compiled model.", hint=f"Run `edgekit compile {path}` where the compiler is."
+        )
     signature = manifest.source_signature
     data = plan(
         signature,
@@ -78,6 +98,8 @@ def of_artifact(path: Path, question: Question, progress: Progress = isolate.no_
         "evaluation": codec.to_json(data.evaluation) if data.evaluation else None,
         "reference": None,
         "program": str(opened.program),
+        "device": question.device,
+        "compiled": str(compiled) if compiled else None,
         "metric": question.metric,
         "max_drop": manifest.budgets.get("max_drop"),
     }
@@ -87,12 +109,29 @@ def of_artifact(path: Path, question: Question, progress: Progress = isolate.no_
         )
 
 
+@artifacts.interprets
+def _recipe(opened: Artifact) -> Recipe:
+    return codec.from_json(Recipe, opened.manifest.recipe)
+
+
+def _check_device(device: str | None) -> None:
+    """Raise UsageError for a device that is no rung of its own."""
+    if device == "local":
+        raise UsageError("The ladder ends on this host in any case.", hint="Leave out --device.")
+    if device and device.partition(":")[0] == "coral":
+        raise UsageError(
+            f"A diagnosis runs no program on {device}, attached to this host.",
+            hint="`edgekit check ARTIFACT --device coral --evaluation DATA` compares it with the float carrier; "
+            "boards, phones and emulators (ssh://, adb:, emulator:) are accepted here.",
+        )
+
+
 def _ask(
     asked: Mapping[str, Any], runtime: str, recipe: Recipe, target: Target, work: Path, progress: Progress
 ) -> dict[str, Any]:
     kernels = pipeline.kernels_of(target, runtime)
     answer = isolate.call(
-        "edge.stages.diagnosing:diagnose",
+        "edge.devices.ladder:diagnose_stage" if asked["device"] else "edge.stages.diagnosing:diagnose",
         {
             **asked,
             "runtime": runtime,

@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, ClassVar
 
 EXIT_OK = 0
@@ -150,19 +151,38 @@ _OF_THE_SYSTEM = (
 )
 
 
+# No value of a file leads to these: a name, a module or a promise is missing in the code itself.
+_OF_THE_CODE = (NameError, ImportError, SyntaxError, AssertionError)
+
+
+def _no_fault_of_content(error: Exception) -> bool:
+    """Tell what a full disk or a mistake in edgekit's own code raises from what strange values lead to.
+
+    JSON, TOML and archives hold plain values: an attribute that a module or an object of edgekit's lacks is no fault of
+    theirs, one that a number or None lacks may be.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _OF_THE_SYSTEM
+    if isinstance(error, AttributeError):
+        holder = error.obj if isinstance(error.obj, type) else type(error.obj)
+        return isinstance(error.obj, ModuleType) or holder.__module__.partition(".")[0] == __name__.partition(".")[0]
+    return isinstance(error, _OF_THE_CODE)
+
+
 @contextlib.contextmanager
 def blaming(kind: type[EdgekitError], what: str, *, hint: str | None = None) -> Iterator[None]:
     """Turn what a reader of untrusted content stumbles over into one error: "`what`: the reason".
 
     For the reading of values from outside, where each is checked by its use: parsers and decoders of damaged content
-    raise whatever it leads to. What the system says (a full disk, a missing file) passes. `--debug` shows the place.
+    raise whatever it leads to. What the system says (a full disk, a missing file) passes, and so does what can only be
+    a mistake in the code. `--debug` shows the place.
     """
     try:
         yield
     except EdgekitError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        if _no_fault_of_content(error):
             raise
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         raise kind(f"{what}: {type(error).__name__}: {first.strip()[:300]}", hint=hint) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge import isolate
-from edge.artifact import MANIFEST, Artifact, Manifest
+from edge.artifact import MANIFEST, Artifact, Manifest, interprets
 from edge.errors import ConfigError
 from edge.isolate import Progress
 from edge.pipeline import working_folder
@@ -72,6 +72,7 @@ def read(where: str, progress: Progress = isolate.no_progress) -> list[Run]:
     return [Run(**run) for run in answer["runs"]]
 
 
+@interprets
 def _run(artifact: Artifact) -> dict[str, Any]:
     m = artifact.manifest
     params = {

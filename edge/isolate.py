@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from edge import errors
+from edge import codec, errors
 
 # Called with the text of a step, and the share that is done (0 to 1) where it is known.
 Progress = Callable[[str, float | None], None]
@@ -93,7 +93,7 @@ def _forward_progress(read_fd: int, progress: Progress) -> None:
     with os.fdopen(read_fd, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                event = json.loads(line)
+                event = codec.loads(line)
                 progress(str(event["text"]), event.get("share"))
 
 

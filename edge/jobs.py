@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge import errors
+from edge import codec, errors
 from edge.isolate import Progress, no_progress
 
 _ORDERLY_S = 30.0
@@ -88,12 +87,16 @@ class _Running:
             _end(process)
 
     def stop(self) -> None:
-        """Ask all to end in order, as Ctrl-C does, so that devices are left clean."""
+        """Ask all to end in order, as Ctrl-C does, so that devices are left clean; kill what lives on after 30 s."""
         with self._lock:
             self._stopped = True
             for process in self._processes:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGINT)
+                # A request that comes while a process starts can be lost.
+                late = threading.Timer(_ORDERLY_S, _kill, (process,))
+                late.daemon = True
+                late.start()
 
     def resume(self) -> None:
         """Let processes start again."""
@@ -116,13 +119,22 @@ def stopping(pool: ThreadPoolExecutor) -> Iterator[None]:
         raise
 
 
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        _killed_group(process)
+
+
+def _killed_group(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _end(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_ORDERLY_S)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _killed_group(process)
     process.wait()
     for stream in (process.stdout, process.stderr):
         if stream is not None:
@@ -169,7 +181,7 @@ def _listen(stream: Any, name: str, said: list[str], progress: Progress) -> None
 def _done(job: Job, code: int, printed: str, said: list[str]) -> Done:
     record: Any = None
     with contextlib.suppress(ValueError):
-        record = json.loads(printed.strip().splitlines()[-1]) if printed.strip() else None
+        record = codec.loads(printed.strip().splitlines()[-1]) if printed.strip() else None
     if isinstance(record, dict) and "error" in record:
         return Done(name=job.name, code=code, error=record["error"] if isinstance(record["error"], dict) else record)
     if record is not None:

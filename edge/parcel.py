@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edge.errors import DataError
+from edge.errors import DataError, blaming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ def pack(path: Path, root: Path) -> Parcel:
     name = travelling_path(path, root)
     stream = io.BytesIO()
     try:
-        with tarfile.open(fileobj=stream, mode="w") as archive:
+        # What a link leads to travels in its place: elsewhere it would lead to nothing.
+        with tarfile.open(fileobj=stream, mode="w", dereference=True) as archive:
             archive.add(path, arcname=name, filter=_plain)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.", hint="Check the path.") from error
@@ -52,7 +53,16 @@ def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def unpack(parcels: Sequence[Parcel], folder: Path) -> None:
-    """Write parcels below a folder; nothing leaves it. Raises tarfile.FilterError for what would."""
+    """Write parcels below a folder. Raises DataError for what would leave it, and is neither a file nor a folder."""
     for parcel in parcels:
-        with tarfile.open(fileobj=io.BytesIO(parcel.content)) as archive:
-            archive.extractall(folder, filter="data")
+        with (
+            blaming(DataError, f"{parcel.path} arrived damaged", hint="Are both machines those that you mean?"),
+            tarfile.open(fileobj=io.BytesIO(parcel.content), mode="r:") as archive,
+        ):
+            archive.extractall(folder, filter=_safe)  # noqa: S202 - that is what the filter is for
+
+
+def _safe(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    if not (entry.isdir() or entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE)) or entry.sparse is not None:
+        raise DataError(f"{entry.name[:100]!r} is neither a file nor a folder.")
+    return tarfile.data_filter(entry, folder)

@@ -129,7 +129,7 @@ def _anchors(value: Any) -> Any:
 
         try:
             value = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"a file of anchors; {path} cannot be read: {error}") from error
     if isinstance(value, list) and value and len(value) % 4 == 0 and all(isinstance(v, int | float) for v in value):
         return [float(v) for v in value]

@@ -6,7 +6,7 @@ import contextlib
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import artifact, codec
-from edge.artifact import translating_os_errors
+from edge.artifact import Artifact, translating_os_errors
 from edge.devices import attach, profiling
 from edge.devices.base import Device, DeviceSpec
 from edge.devices.profiling import Settings, Subject
-from edge.errors import ConfigError
+from edge.errors import ConfigError, DeviceError, blaming
 from edge.isolate import Progress, no_progress
 from edge.measure.comparison import DEFAULT_THRESHOLD, LOOKS
 from edge.measure.latency_record import PROFILES
@@ -65,35 +65,45 @@ class Request:
             raise ConfigError(f"{'; '.join(problems)}.")
 
 
-@artifact.interprets
 def profile(path: Path, request: Request, progress: Progress = no_progress) -> timing.ProfileRecord:
     """Measure an artifact; the artifact itself is not changed. Raises ArtifactError, ConfigError, DeviceError."""
     settings, compiled = _settings(path, request), _is_coral(request.device)
     chosen = profiling.subject(path, settings, compiled=compiled)
     with _interruptible(), _opened(request.device, progress) as device:
         told, samples = profiling.profile_on_device(chosen, device, settings, progress)
-    told["memory"] = {**told["memory"], "arena_bytes": _arena_bytes(chosen)}
-    mode = "emulated" if _stands_in(chosen, request.device) else told["mode"]
     place = _place(request, path, told["device"])
-    record = codec.from_json(
-        timing.ProfileRecord,
-        {
-            **told,
-            "mode": mode,
-            "artifact": str(path),
-            "name": chosen.artifact.manifest.name,
-            "target": chosen.artifact.manifest.target,
-            "runtime": chosen.program.runtime,
-            "program_sha256": artifact.sha256(chosen.program.path),
-            "measured_at": _now(),
-            "samples_file": f"{place}.npz" if place and samples is not None else None,
-        },
-    )
+    kept = f"{place}.npz" if place and samples is not None else None
+    record = recorded(chosen, told, name=str(path), stands_in=_stands_in(chosen, request.device), samples_file=kept)
     _store(place, record, samples)
     return record
 
 
-@artifact.interprets
+def recorded(
+    subject: Subject, told: Mapping[str, Any], *, name: str, stands_in: bool, samples_file: str | None
+) -> timing.ProfileRecord:
+    """Return the record of what a device told of a subject that is called `name`. Raises DeviceError, ArtifactError.
+
+    `stands_in`: it was run here in place of its target's device.
+    """
+    arena = _arena_bytes(subject.artifact)
+    with blaming(DeviceError, f"{told['device']} gave an answer that edgekit does not understand"):
+        return codec.from_json(
+            timing.ProfileRecord,
+            {
+                **told,
+                "memory": {**told["memory"], "arena_bytes": arena},
+                "mode": "emulated" if stands_in else told["mode"],
+                "artifact": name,
+                "name": subject.artifact.manifest.name,
+                "target": subject.artifact.manifest.target,
+                "runtime": subject.program.runtime,
+                "program_sha256": artifact.sha256(subject.program.path),
+                "measured_at": _now(),
+                "samples_file": samples_file,
+            },
+        )
+
+
 def compare(
     reference: Path, candidate: Path, request: Request, progress: Progress = no_progress
 ) -> timing.ComparisonRecord:
@@ -195,9 +205,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _arena_bytes(subject: Subject) -> int | None:
+@artifact.interprets
+def _arena_bytes(opened: Artifact) -> int | None:
     """Return the planned memory of intermediate tensors, as the build found it; no measurement."""
-    manifest = subject.artifact.manifest
+    manifest = opened.manifest
     planned = manifest.details.get("planned_bytes")
     found = sum(planned.values()) if isinstance(planned, dict) else manifest.metrics.memory.get("arena_bytes")
     return int(found) if found is not None else None

@@ -161,7 +161,7 @@ class _Collector:
             return None
         try:
             return parse(value)
-        except (ValueError, TypeError, ConfigError) as error:
+        except (ValueError, TypeError, OverflowError, ConfigError) as error:
             self.problems.append(f"{where}: {error}")
             return None
 
@@ -242,18 +242,19 @@ def resolve(settings: Mapping[str, Any], *, what: str = "The configuration") -> 
     budgets = budgets_.parse(settings, c.problems)
     targets = c.take("targets", _strings, get("targets")) or ()
     runtimes = c.take("runtime", _strings, get("runtime")) or ()
+    texts = {key: c.take(key, _text, get(key)) for key in ("calibration", "evaluation", "metric", "name", "output")}
     c.raise_if_any(what)
     return Project(
         source=source,
-        name=str(get("name") or default_name(source)),
+        name=texts["name"] or default_name(source),
         targets=targets,
-        calibration=get("calibration"),
-        evaluation=get("evaluation"),
-        metric=get("metric"),
+        calibration=texts["calibration"],
+        evaluation=texts["evaluation"],
+        metric=texts["metric"],
         runtimes=runtimes,
         declaration=declaration,
         budgets=budgets,
-        output=Path(get("output") or DEFAULT_OUTPUT),
+        output=Path(texts["output"] or DEFAULT_OUTPUT),
         **{k: v for k, v in options.items() if v is not None},
     )
 
@@ -312,6 +313,12 @@ def _one_of(*accepted: str | bool) -> Any:
         return value
 
     return parse
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, (str, Path)):
+        raise ValueError(f"{value!r}; accepted: a text")
+    return str(value)
 
 
 def _strings(value: Any) -> tuple[str, ...]:

@@ -16,7 +16,15 @@ from edge.isolate import Progress
 from edge.project import Project
 
 # What is measured, and when, is another at each build; so are the files that tell of it.
-_MEASURED = ("created", "metrics.latency", "files.report.html", "files.report.md", "files.manifest.json")
+_MEASURED = (
+    "created",
+    "metrics.latency",
+    "details.against_float32",
+    "files.report.html",
+    "files.report.md",
+    "files.manifest.json",
+)
+_MEASURED_FINDINGS = ("INT8_NOT_FASTER",)
 _MEASURED_KEYS = ("host_ms", "seconds", "duration_s", "wall_s", "elapsed_s")
 _MOST = 40
 _ABSENT = "(absent)"
@@ -108,6 +116,7 @@ def _programs(m: Manifest) -> list[tuple[str, str]]:
 def _plain(m: Manifest) -> dict[str, Any]:
     data: dict[str, Any] = codec.to_json(m)
     data["files"] = {f["path"]: [f["bytes"], f["sha256"]] for f in data["files"]}
+    data["findings"] = [f for f in data["findings"] if f["rule"] not in _MEASURED_FINDINGS]
     # Where the user keeps source and data is no part of what was built; their content has its digest.
     for key in ("source", "calibration", "evaluation"):
         data["settings"].pop(key, None)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from edge.artifact import Accuracy, Manifest, Verdict
 from edge.budgets import Budgets, strong_enough
-from edge.findings import Finding, Outcome
+from edge.findings import BASELINE, Finding, Outcome
 from edge.report.summary import predicted_label
 from edge.targets.base import Mode, Target
 
@@ -57,8 +57,11 @@ def judge(manifest: Manifest, budgets: Budgets, target: Target, size_bytes: int)
 
 
 def outcomes(manifest: Manifest, target: Target, size_bytes: int) -> tuple[Outcome, ...]:
-    """Return how each question to a judged artifact was answered: accuracy, its budgets, findings that are errors."""
-    return tuple(_judged(manifest, Budgets.from_dict(manifest.budgets), target, size_bytes).outcomes)
+    """Return how each question to a judged artifact was answered: its budgets, errors, and those of a baseline."""
+    answered = _judged(manifest, Budgets.from_dict(manifest.budgets), target, size_bytes).outcomes
+    compared = [f for f in manifest.findings if f.rule.startswith(BASELINE) and f.severity != "error"]
+    kept = [Outcome(check=f.rule, state="pass" if f.severity == "info" else "open", message=f.text) for f in compared]
+    return (*answered, *kept)
 
 
 def _judged(manifest: Manifest, budgets: Budgets, target: Target, size_bytes: int) -> _Judgement:

@@ -40,6 +40,12 @@ def freeze(module: Any) -> tuple[Any, tuple[Finding, ...]]:
     found = [name for name, part in module.named_modules() if _is_fake(part)]
     if not found:
         return module, ()
+    if all(name.endswith("weight_fake_quant") for name in found):
+        raise ConversionError(
+            f"Only weights are fake-quantized ({len(found)} of them), no activation: int8 needs scales of both.",
+            hint="Prepare it with activations too (a dtype that the backend configuration of prepare_qat_fx accepts), "
+            "or give the float module.",
+        )
     frozen = copy.deepcopy(module)
     for name, part in list(frozen.named_modules(remove_duplicate=False)):
         if _folds(part):
@@ -169,6 +175,21 @@ def activations(graph: Any) -> int:
     """Return how many values other than stored weights a graph of pairs quantizes."""
     quantizers = [n for n in graph.nodes if n.op == "call_function" and _called(n, "quantize_per_tensor")]
     return sum(n.args[0].op not in ("get_attr",) for n in quantizers)
+
+
+def split_readers(module: Any) -> int:
+    """Give each reader of a dequantized value a dequantize operator of its own, in place; return how many were added.
+
+    Values stay the same. Readers are the users of the node, one of which keeps the first operator.
+    """
+    added = 0
+    for node in [n for n in module.graph.nodes if _called(n, "dequantize_per_tensor")]:
+        for user in list(node.users)[1:]:
+            with module.graph.inserting_before(user):
+                user.replace_input_with(node, module.graph.node_copy(node))
+            added += 1
+    module.recompile()
+    return added
 
 
 def _called(node: Any, name: str) -> bool:

@@ -25,16 +25,18 @@ from edge.signature import Quantization
 from tests.small_models import classifier, labelled_data
 from tests.tflite_builder import GraphBuilder, i32
 
+# Read once: tests point EDGEKIT_CACHE at folders of their own, and the system shall not be made in each of them.
+PLACE = Path(os.environ.get("EDGEKIT_CACHE") or Path(tempfile.gettempdir()) / f"edgekit-tests-{os.getuid()}")
+
 
 @contextlib.contextmanager
 def emulated() -> Iterator[Path]:
     """Yield the cache with an arm64 system in it while EDGEKIT_CACHE points there; skip where there can be none."""
-    place = Path(os.environ.get("EDGEKIT_CACHE") or Path(tempfile.gettempdir()) / f"edgekit-tests-{os.getuid()}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEKIT_CACHE", str(place))
+        patch.setenv("EDGEKIT_CACHE", str(PLACE))
         if reason := _missing():
             pytest.skip(reason)
-        yield place
+        yield PLACE
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +26,8 @@ _NEEDS = {
     r"--profile (standard|submission|sustained)|--latency standard": "minutes",
     r"^edgekit demo": "minutes (`make demo`)",
 }
+# What a command line needs that not every installation has.
+_PACKAGES = {"jax_net.py": "jax", "resnet-folder/": "transformers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ def of(page: Path) -> list[Command]:
 def _command(page: Path, line: str, said: tuple[str, str]) -> Command:
     kind, reason = said
     needs = next((why for pattern, why in _NEEDS.items() if re.search(pattern, line)), "")
+    needs = needs or next((f"{p} is absent" for word, p in _PACKAGES.items() if word in line and not find_spec(p)), "")
     code = int(kind.split()[1]) if kind.startswith("exits") else 0
     name = page.relative_to(ROOT).as_posix()
     return Command(page=name, line=line, reason=reason if kind == "notest" else needs, exit_code=code)

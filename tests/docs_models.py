@@ -1,4 +1,4 @@
-"""Trains the network of the documented commands and writes it as PyTorch, ONNX and Keras files, with its data.
+"""Trains the network of the documented commands and writes it as files of each kind of source, with its data.
 
 Run once in the folder that has `net.py`: `python docs_models.py`.
 """
@@ -6,6 +6,7 @@ Run once in the folder that has `net.py`: `python docs_models.py`.
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def write_data(x: Any, y: Any) -> None:
 
 
 def trained(x: Any, y: Any) -> dict[str, Any]:
-    """Train the network of net.py, write its weights and return them as arrays."""
+    """Train the network of net.py, write its weights for PyTorch and NumPy, and return them as arrays."""
     import torch
 
     sys.path.insert(0, str(Path.cwd()))
@@ -57,7 +58,9 @@ def trained(x: Any, y: Any) -> dict[str, Any]:
             torch.nn.functional.cross_entropy(net(images[chosen]), targets[chosen]).backward()
             optimizer.step()
     torch.save(net.state_dict(), "weights.pt")
-    return {k: v.detach().numpy() for k, v in net.state_dict().items()}
+    arrays = {k: v.detach().numpy() for k, v in net.state_dict().items()}
+    np.savez("weights.npz", **arrays)
+    return arrays
 
 
 def write_onnx(weights: dict[str, Any]) -> None:
@@ -103,6 +106,43 @@ def write_keras(weights: dict[str, Any]) -> None:
     arrays = [(weights[f"{n}.weight"].transpose(a), weights[f"{n}.bias"]) for n, a in zip(_LAYERS, axes, strict=True)]
     model.set_weights([part for pair in arrays for part in pair])
     model.save("model.keras")
+    write_tensorflow(model)
+
+
+def write_tensorflow(model: Any) -> None:
+    """Write a Keras model as saved_model/ and, frozen, as graph.pb."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2 as frozen
+
+    call = tf.function(lambda image: {"logits": model(image)}).get_concrete_function(
+        tf.TensorSpec((None, 8, 8, 3), tf.float32, name="image")
+    )
+    tf.saved_model.save(model, "saved_model", signatures={"serving_default": call})
+    Path("graph.pb").write_bytes(frozen(call).graph.as_graph_def().SerializeToString())
+
+
+def write_torchscript() -> None:
+    """Write model.pt, the network of net.py as TorchScript."""
+    import torch
+
+    torch.jit.trace(*__import__("net").make_net()).save("model.pt")
+
+
+def write_hugging_face() -> None:
+    """Write resnet-folder/, a small untrained network of transformers with its preprocessing."""
+    import json
+
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=10, image_size=32
+    )
+    transformers.ResNetForImageClassification(config).save_pretrained("resnet-folder")
+    size = {"height": 32, "width": 32}
+    preprocessor = {"size": size, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2}
+    Path("resnet-folder", "preprocessor_config.json").write_text(json.dumps(preprocessor), encoding="utf-8")
 
 
 def main() -> None:
@@ -112,6 +152,9 @@ def main() -> None:
     weights = trained(x[_HELD_OUT:], y[_HELD_OUT:])
     write_onnx(weights)
     write_keras(weights)
+    write_torchscript()
+    if find_spec("transformers"):
+        write_hugging_face()
 
 
 if __name__ == "__main__":

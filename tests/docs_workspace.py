@@ -40,6 +40,35 @@ def make_net():
 make = make_net
 '''
 
+_JAX = '''"""The network of net.py in JAX: images float32[N, 8, 8, 3] -> logits float32[N, 10]."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WEIGHTS = {k: jnp.asarray(v) for k, v in np.load(Path(__file__).with_name("weights.npz")).items()}
+
+
+def conv(x, name):
+    kernel = WEIGHTS[f"{name}.weight"].transpose(2, 3, 1, 0)
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) + (
+        WEIGHTS[f"{name}.bias"]
+    )
+
+
+def net(image):
+    x = jax.nn.relu(conv(image, "features.0"))
+    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    x = jax.nn.relu(conv(x, "features.3")).mean((1, 2))
+    return x @ WEIGHTS["classifier.weight"].T + WEIGHTS["classifier.bias"]
+
+
+def make():
+    return net, (jnp.zeros((1, 8, 8, 3)),)
+'''
+
 _TRAIN = '''"""Fine-tunes net.py for one epoch, as `--recipe qat` asks for."""
 
 from pathlib import Path
@@ -65,6 +94,7 @@ def train(model, epoch):
 def make(folder: Path) -> None:
     """Write models, data and images into a folder."""
     (folder / "net.py").write_text(_NET, encoding="utf-8")
+    (folder / "jax_net.py").write_text(_JAX, encoding="utf-8")
     (folder / "train.py").write_text(_TRAIN, encoding="utf-8")
     subprocess.run([sys.executable, str(ROOT / "tests/docs_models.py")], cwd=folder, check=True, capture_output=True)
     shutil.copy(folder / "model.keras", folder / "large.keras")

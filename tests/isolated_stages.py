@@ -70,6 +70,12 @@ def counted(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {"file": str(result), "text": f"see {result}", "opened": [request["beside"]]}
 
 
+def neighbour(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Read the file beside the one that was named, from the folder where edgekit was started."""
+    found = Path(request["source"]).resolve().with_suffix(".pt")
+    return {"text": found.read_text(), "opened": [str(found)]}
+
+
 def write_much(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     with Path(request["path"]).open("wb") as stream:
         for _ in range(64):

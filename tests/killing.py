@@ -84,11 +84,12 @@ class Bench:
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and all that it started, outermost first."""
+    """Return a process and all that it started, outermost first; each thread has its own children."""
     found = [pid]
     for one in found:
-        with contextlib.suppress(OSError):
-            found += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+        for children in Path("/proc", str(one), "task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text().split())
     return found
 
 
@@ -116,7 +117,8 @@ def kill_once(bench: Bench, rng: random.Random) -> Kill:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(after)
     members = family(process.pid) if process.poll() is None else []
-    victim = rng.choice(members) if members and rng.random() < 0.3 else process.pid
+    # Between two stages there is none to meet.
+    victim = rng.choice(members[1:] or members) if members and rng.random() < 0.5 else process.pid
     done = process.poll() is not None
     if not done:
         with contextlib.suppress(ProcessLookupError):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 
-from edge import artifact, baseline, checkup, isolate, pipeline, project
+from edge import artifact, baseline, checkup, isolate, pipeline, project, verdict
 from edge.artifact import Artifact
 from edge.baseline import Limits
 from edge.errors import ArtifactError
+from edge.targets import registry
 from tests.small_models import classifier, labelled_data
 from tests.tflite_builder import GraphBuilder
 
@@ -114,8 +116,24 @@ def test_the_command_is_a_gate(folder: Path, tmp_path: Path) -> None:
     assert edgekit("check", str(good), "--baseline", str(good), *arguments).returncode == 0
     failed = edgekit("check", str(worse), "--baseline", str(good), "--report", str(xml), *arguments)
     assert failed.returncode == 1
-    assert 'name="BASELINE_ACCURACY"' in xml.read_text()
+    cases = {c.get("name"): [part.tag for part in c] for c in ET.parse(xml).iter("testcase")}
+    assert cases["BASELINE_ACCURACY"] == ["failure"]
+    assert cases["BASELINE_SIZE"] == ["system-out"], "what was kept is a case that passes"
     assert edgekit("check", str(good), "--max-regression", "1%", *arguments).returncode == 2
+
+
+def test_what_could_not_be_compared_is_skipped(folder: Path) -> None:
+    """Without evaluation data the comparison of accuracy is open: a skipped case, and no change of the verdict."""
+    before, place = artifact.read(folder / "out" / "good-linux"), folder / "out" / "good-linux"
+    request = checkup.Request(latency_profile="none")
+    found = baseline.held_against(before, place, request, Limits(), isolate.no_progress)
+    assert severities(found) == {"BASELINE_SIZE": "info", "BASELINE_ACCURACY": "warning"}
+    assert found.manifest.verdict == before.manifest.verdict
+    answered = verdict.outcomes(found.manifest, registry.target("linux"), found.size_bytes)
+    assert {o.check: o.state for o in answered if o.check.startswith("BASELINE_")} == {
+        "BASELINE_SIZE": "pass",
+        "BASELINE_ACCURACY": "open",
+    }
 
 
 def edgekit(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -119,6 +119,69 @@ def test_a_setting_of_edgekit_and_a_package_make_results_new(
     assert cache.fingerprint(digests) != before
 
 
+def test_a_result_of_another_folder_with_other_neighbours_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders with equal scripts and other weights beside them give two results through one cache."""
+
+    def answers(folder: str) -> Any:
+        monkeypatch.chdir(tmp_path / folder)
+        (root := tmp_path / folder / "work").mkdir(exist_ok=True)
+        job = cache.Job(
+            stage="tests.isolated_stages:neighbour",
+            request={"source": "net.py"},
+            root=root,
+            workdir=root,
+            name="neighbour",
+            timeout_s=60.0,
+            content=["net.py"],
+        )
+        said: list[str] = []
+        answer = cache.call(job, lambda text, _: said.append(text))
+        return answer["text"], [s for s in said if s.endswith("taken from the cache")] != []
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.py").write_text("the same")
+        (tmp_path / folder / "net.pt").write_text(f"weights of {folder}")
+    assert [answers(folder) for folder in "abab"] == [
+        ("weights of a", False),
+        ("weights of b", False),
+        ("weights of a", True),
+        ("weights of b", True),
+    ]
+
+
+_NET = """
+from pathlib import Path
+import torch
+def make():
+    net = torch.nn.Linear(4, 2).eval()
+    net.load_state_dict(torch.load(Path(__file__).with_name("net.pt"), weights_only=True))
+    return net, (torch.zeros(1, 4),)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+def test_equal_scripts_with_other_weights_are_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factory that loads the file beside it is imported anew in another folder, where net.py and data are equal."""
+    import torch
+
+    found = []
+    for weight in (1.0, 2.0):
+        (folder := tmp_path / f"net-{weight:g}").mkdir()
+        (folder / "net.py").write_text(_NET)
+        torch.save({"weight": torch.full((2, 4), weight), "bias": torch.zeros(2)}, folder / "net.pt")
+        np.savez(folder / "data.npz", x=np.ones((8, 4), np.float32))
+        monkeypatch.chdir(folder)
+        (work := folder / "work").mkdir()
+        settings = {"source": "net.py:make", "targets": ["android"], "evaluation": "data.npz"}
+        imported = pipeline.import_source(project.resolve(settings), "exported", work, isolate.no_progress)
+        found.append(artifact.sha256(imported.carrier))
+    assert found[0] != found[1]
+
+
 def test_without_the_cache_nothing_is_read_or_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """use=False and a limit of 0 both compute anew and leave no entry."""
     bench.call(use=False)

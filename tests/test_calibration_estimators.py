@@ -193,6 +193,7 @@ def test_unknown_estimator_is_refused_with_the_names() -> None:
         "int8-moving-average",
         "int8-per-tensor-mse-tuned-equalized-corrected",
         "int8-tuned",
+        "int8-moving-average-aeq",
         "weight-only-4",
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge import profiling
 from edge.devices import adb, attach, runners
 from edge.devices.base import DeviceSpec
 from edge.devices.client import Agent
@@ -106,6 +107,25 @@ def test_the_native_runner_serves_a_phone_without_python(phone: Phone, board: Bo
         found = [o["y"] for o in agent.run(program, samples)]
     assert (agent.runner, facts.cpu_part, facts.python) == ("native", "0xd0b", "")
     assert np.allclose(found, [session.run(s)["y"] for s in samples], rtol=0, atol=2e-6)
+    assert _left(board) == b""
+
+
+def test_a_profile_of_a_phone_without_python(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`profile --device adb:...` times there by the native runner, says so, and leaves nothing behind."""
+    if not shutil.which("aarch64-linux-gnu-g++"):
+        pytest.skip("g++-aarch64-linux-gnu is not installed")
+    artifact, _ = board_setup.built_artifact(tmp_path)
+    with Phone(board) as made:
+        subprocess.run(["adb", "connect", made.serial], check=True, capture_output=True, timeout=60)
+        entry = f'[phone]\ndevice = "adb:{made.serial}"\npython = "no-python"\n'
+        (tmp_path / "devices.toml").write_text(entry, encoding="utf-8")
+        monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.toml"))
+        told = profiling.profile(artifact, profiling.Request(device="phone", profile="smoke", output=None))
+        subprocess.run(["adb", "disconnect", made.serial], check=False, capture_output=True, timeout=60)
+    assert (told.mode, told.runner, told.device) == ("emulated", "native", "phone")
+    assert told.latency is not None
+    assert told.latency["median_ms"] > 0
+    assert {"EMULATED_TIMES", "NATIVE_RUNNER"} <= {f.rule for f in told.findings}
     assert _left(board) == b""
 
 

@@ -14,11 +14,13 @@ from edge.artifact import read
 from edge.cli.outcome import run as edgekit
 from edge.devices import attach
 from edge.devices.base import DeviceFacts, parse
-from edge.devices.check import ReplaySession, check_on_device
+from edge.devices.check import ReplaySession, check_on_device, checksum
 from edge.devices.client import Agent
 from edge.devices.fake import QUIET, FakeDevice
 from edge.devices.programs import describe
 from edge.errors import DataError
+from edge.signature import Signature, TensorSpec
+from edge.stages.checking import compare_golden
 from edge.targets.litert.session import open_program
 from tests import board_setup
 
@@ -49,6 +51,31 @@ def test_a_faithful_device_repeats_everything(artifact: tuple[Path, Path]) -> No
     assert record["accuracy"]["quantized"] > 0.9
     assert (record["latency"]["median_ms"], record["latency"]["mode"]) == (2.0, "measured")
     assert record["memory"]["peak_kib"] == 35_000
+
+
+@pytest.mark.parametrize(
+    ("scheme", "exact", "accepted"),
+    [
+        ("float32", False, False),
+        ("weight-only", False, False),
+        ("float16", False, True),
+        ("dynamic", False, True),
+        ("dynamic", True, False),
+    ],
+)
+def test_float_outputs_may_differ_more_where_values_are_rounded_on_the_way(
+    scheme: str, exact: bool, accepted: bool
+) -> None:
+    """5e-3 of the largest value is another CPU's rounding for dynamic and float16, and a fault of float32 or here."""
+    wanted = np.linspace(-1, 1, 8, dtype=np.float32)
+    signature = Signature(
+        inputs=(TensorSpec(name="x", shape=(1,), dtype="float32"),),
+        outputs=(TensorSpec(name="y", shape=(8,), dtype="float32"),),
+    )
+    session = ReplaySession(signature, [{"y": wanted + np.float32(5e-3)}], [checksum({"x": wanted[:1]})])
+    golden = {"in": {"x": wanted[None, :1]}, "out": {"y": wanted[None]}, "float": {}}
+    found = [f.rule for f in compare_golden(session, golden, exact=exact, scheme=scheme)]
+    assert found == ([] if accepted else ["GOLDEN_MISMATCH"])
 
 
 def test_a_device_that_computes_something_else_is_found(artifact: tuple[Path, Path]) -> None:

@@ -57,7 +57,7 @@ def _left(board: Board) -> str:
 
 
 def _wait_until_clean(board: Board) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while (left := _left(board)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == ""

@@ -12,9 +12,10 @@ import typer
 
 from edge.calibration.ranges import MinMax, Ranges
 from edge.cli import diagnose as command
+from edge.devices.ladder import diagnose_stage
 from edge.errors import ConfigError, UsageError
 from edge.isolate import no_progress
-from edge.stages.diagnosing import diagnose
+from edge.stages.diagnosing import best_fix, diagnose
 from edge.targets.litert import calibrate, heads, probe
 from tests.refine_models import ConvNet, conv_net
 from tests.test_search import CLEAN, PLANTED, _request
@@ -87,6 +88,27 @@ def test_other_runtimes_are_refused(tmp_path: Path) -> None:
         diagnose(_request(tmp_path, CLEAN, count=60, runtime="coreml"), no_progress)
 
 
+def _fix(name: str, *, db: float, operators: int) -> dict[str, Any]:
+    effect = {"fix": name, "recipe": "int8", "failure": None, "drop": 0.0, "drop_before": 0.5, "snr_db": db}
+    return {**effect, "snr_db_before": 5.0, "operators_float": operators, "operators_float_before": 3}
+
+
+def test_a_fix_without_another_float_operator_goes_first() -> None:
+    """Operators that were float before do not count against a fix; where only float ones help, they are named."""
+    fixes = [_fix("keep a float", db=40, operators=4), _fix("equalize channels", db=30, operators=3)]
+    assert best_fix(fixes).startswith("Equalize channels (int8): drop 0 instead of 0.5, 30 dB instead of 5")
+    assert best_fix(fixes[:1]).startswith("Keep a float")
+    assert best_fix([_fix("correct biases", db=5.5, operators=3)]).startswith("Nothing tried here helps")
+
+
+def test_a_device_is_the_last_rung(tmp_path: Path) -> None:
+    """The same program through the agent of another process loses what it loses here, sample by sample."""
+    request = {**_request(tmp_path, PLANTED, count=240), "device": "local", "compiled": None}
+    ladder = diagnose_stage({**request, "device_kernels": "xnnpack"}, no_progress)["ladder"]
+    assert [r["name"] for r in ladder] == [*RUNGS, "int8, on local (measured)"]
+    assert {**ladder[-1], "name": ""} == {**ladder[-2], "name": ""}
+
+
 # --- heads -------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +170,16 @@ def test_the_command_prints_one_json_object(tmp_path: Path, capfd: pytest.Captur
     assert "activations only" in shown.out
     assert "tune the ranges" in shown.out
     assert shown.err == "" or "XNNPACK" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("local", "The ladder ends on this host"), ("coral:usb:0", "runs no program on coral:usb:0")]
+)
+def test_devices_that_are_no_rung_are_refused(tmp_path: Path, device: str, said: str) -> None:
+    """This host is a rung already, and an attached Edge TPU is asked by `edgekit check`; nothing is built before."""
+    _request(tmp_path, CLEAN, count=60)
+    with pytest.raises(UsageError, match=said):
+        _run(str(tmp_path / "float.tflite"), "--calibration", str(tmp_path / "data.npz"), "--device", device)
 
 
 def test_the_command_needs_data(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.errors import ConfigError, QuantizationError
+from edge.signature import Quantization
 from edge.targets.base import Session
 from edge.targets.edgetpu.rounding import NoiseInput, run_sensitivity, with_rounding_noise
 from edge.targets.litert import flatbuffer
@@ -166,3 +167,21 @@ def test_real_models_run_unchanged_with_zero_noise() -> None:
         zeros = {n.name: np.full(n.shape, 128 if n.dtype == "uint8" else 0, n.dtype) for n in noise}
         expected, actual = session.run({spec.name: x}), disturbed.run({spec.name: x, **zeros})
         assert all(np.array_equal(expected[k], actual[k]) for k in expected)
+
+
+def test_the_baseline_of_a_program_with_sums_is_its_own_score() -> None:
+    """A quantized SUM is scored with kernels that rescale it, as LiteRT's reference kernel does not."""
+    builder = GraphBuilder()
+    small, large = (Quantization(scale=(s,), zero_point=(0,)) for s in (1 / 32, 0.5))
+    x = builder.input("x", (1, 4, 4, 8), "int8", small)
+    axes = builder.const("axes", np.array([1, 2], np.int32))
+    y = builder.op("SUM", [x, axes], (1, 8), dtype="int8", quantization=large)
+    builder.output(y, "y")
+
+    values = np.random.default_rng(0).integers(-60, 100, (1, 4, 4, 8)).astype(np.int8)
+    expected = np.clip(np.round(values.sum((1, 2)) / 16), -128, 127)
+
+    def score(session: Session) -> float:
+        return float(np.abs(session.run({"x": values})["y"] - expected).max())
+
+    assert run_sensitivity(flatbuffer.load(builder.build()), score, runs=1).baseline <= 1

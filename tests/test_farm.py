@@ -117,7 +117,7 @@ def test_an_interruption_ends_all_jobs(tmp_path: Path) -> None:
         time.sleep(0.2)
     assert _running(tmp_path)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) != 0
+    assert process.wait(120) != 0
     assert _running(tmp_path) == []
 
 

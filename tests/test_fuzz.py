@@ -18,7 +18,8 @@ from tests.fuzz.readers import READERS
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = int(os.environ.get("EDGEKIT_FUZZ_CASES", "20"))
-OWN = [name for name, reader in READERS.items() if not reader.isolated]
+OWN = [name for name, reader in READERS.items() if not reader.isolated and not reader.frameworks]
+FOREIGN = [name for name, reader in READERS.items() if reader.frameworks]
 ISOLATED = [name for name, reader in READERS.items() if reader.isolated]
 
 
@@ -34,6 +35,15 @@ def fuzz(names: list[str], cases: int, seed: int) -> subprocess.CompletedProcess
 def test_readers_refuse_broken_input_in_words(part: int) -> None:
     """No reader crashes, hangs, takes all memory or shows a traceback on seeded broken inputs."""
     done = fuzz(OWN[part::4], CASES, 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.frameworks
+@pytest.mark.parametrize("name", FOREIGN)
+def test_readers_of_stages_refuse_broken_models_in_words(name: str) -> None:
+    """Nothing that frameworks or edgekit do with a broken model in a stage crashes, hangs or takes all memory."""
+    done = fuzz([name], CASES, 1)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

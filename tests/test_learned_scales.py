@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from edge.calibration.recipe import Recipe
 from edge.errors import ConversionError, QuantizationError
 from edge.signature import Quantization
-from edge.targets.litert import contract, flatbuffer, learned, prepare, probe, quantize
+from edge.sources import registry
+from edge.sources.base import Declaration
+from edge.sources.verify import verify_carrier
+from edge.targets.litert import contract, edit, flatbuffer, learned, prepare, probe, quantize
 from tests.refine_models import SHAPE, ConvNet, conv_net
 
 ACTIVATIONS = {
@@ -224,3 +228,60 @@ def test_other_widths_are_refused() -> None:
     graph = torch.export.export(Net(), (torch.zeros(2),)).module(check_guards=False)
     with pytest.raises(ConversionError, match="trained for 16 steps; accepted: 8 bits"):
         torch_fake_quant.rewrite(graph)
+
+
+def test_a_wrong_carrier_of_a_trained_network_is_caught(tmp_path: Path) -> None:
+    """30 dB leave room for values that lie between two steps, not for two channels that changed places."""
+    program, _ = _trained()
+    (tmp_path / "net.tflite").write_bytes(program)
+    loaded = registry.detect(str(tmp_path / "net.tflite")).load(str(tmp_path / "net.tflite"), Declaration())
+    carrier, samples = tmp_path / "carrier.tflite", [s.inputs for s in _samples(4)]
+    loaded.to_litert(carrier)
+    verify_carrier(loaded, carrier, samples)
+    layers = [op for op in flatbuffer.graph(flatbuffer.load(carrier)).ops if op.name in ("CONV_2D", "FULLY_CONNECTED")]
+    for layer in layers:
+        _swap_channels(carrier, layer.inputs[1], tmp_path / "wrong.tflite")
+        with pytest.raises(ConversionError, match="computes something else than the source"):
+            verify_carrier(loaded, tmp_path / "wrong.tflite", samples)
+    assert len(layers) == len([name for name in ACTIVATIONS if name not in ("x", "pooled")])
+
+
+def _swap_channels(carrier: Path, tensor: int, path: Path) -> None:
+    """Write the program with the first two output channels of one layer's weights exchanged."""
+    model = flatbuffer.load(carrier)
+    graph = flatbuffer.graph(model)
+    made = {t: op for op in graph.ops for t in op.outputs}
+    while tensor in made:  # behind the pair that carries their scale
+        tensor = made[tensor].inputs[0]
+    weights = graph.data(tensor)
+    assert weights is not None
+    edit.set_constant(model, model.subgraphs[0].tensors[tensor], weights[[1, 0, *range(2, len(weights))]].copy())
+    path.write_bytes(flatbuffer.dump(model))
+
+
+@pytest.mark.frameworks
+def test_fake_quantization_of_weights_alone_is_refused() -> None:
+    """Without learned scales of activations there is no int8 program to keep; the message says what to prepare."""
+    import torch
+
+    from edge.targets import torch_fake_quant
+
+    class Weighted(torch.nn.Linear):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(4, 2)
+            self.weight_fake_quant = torch.ao.quantization.FakeQuantize()
+
+    with pytest.raises(ConversionError, match=r"Only weights are fake-quantized \(1 of them\)"):
+        torch_fake_quant.freeze(torch.nn.Sequential(Weighted()))
+
+
+def test_a_flatbuffer_with_pairs_keeps_its_scales_and_stored_weights(tmp_path: Path) -> None:
+    """QUANTIZE and DEQUANTIZE around float operators are no quantized network: it loads, and nothing is expanded."""
+    program, weights = _trained()
+    (tmp_path / "net.tflite").write_bytes(program)
+    loaded = registry.detect(str(tmp_path / "net.tflite")).load(str(tmp_path / "net.tflite"), Declaration())
+    loaded.to_litert(tmp_path / "carrier.tflite")
+    assert [f.rule for f in loaded.findings] == []
+    kept = learned.take(flatbuffer.load(tmp_path / "carrier.tflite"))
+    assert len(kept.weights) == len(weights)
+    assert len(kept.activations) == len(ACTIVATIONS)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,8 +244,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("no C++ compiler is installed")
     (tmp_path / "devices.toml").write_text('[bare]\ndevice = "local"\npython = "/nowhere/python3"\n')
     monkeypatch.setenv("EDGEKIT_DEVICES", str(tmp_path / "devices.toml"))
-    place = os.environ.get("EDGEKIT_TEST_CACHE") or str(Path(tempfile.gettempdir()) / f"edgekit-tests-{os.getuid()}")
-    monkeypatch.setenv("EDGEKIT_CACHE", place)
+    monkeypatch.setenv("EDGEKIT_CACHE", str(board_setup.PLACE))
     return "bare"
 
 

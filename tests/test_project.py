@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,22 @@ def test_all_problems_are_told_at_once() -> None:
         "calibration_samples: 0",
     ):
         assert part in caught.value.message
+
+
+def test_a_number_where_a_text_or_a_whole_number_belongs_is_a_problem() -> None:
+    """Numbers for paths, and numbers without end for counts, are told with the rest; a path may be given as one."""
+    settings = {
+        "source": "m.tflite",
+        "targets": "rpi4",
+        "output": 1.5,
+        "evaluation": 3,
+        "calibration_samples": math.inf,
+    }
+    with pytest.raises(errors.ConfigError, match="3 problem") as caught:
+        project.resolve(settings)
+    for told in ("output: 1.5; accepted: a text", "evaluation: 3; accepted: a text", "calibration_samples: "):
+        assert told in caught.value.message
+    assert project.resolve({**LEAST, "output": Path("out")}).output == Path("out")
 
 
 def test_a_file_is_read_with_paths_relative_to_it(tmp_path: Path) -> None:

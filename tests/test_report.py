@@ -207,6 +207,21 @@ def test_sarif_has_findings_and_broken_budgets(tmp_path: Path) -> None:
     assert log["version"] == "2.1.0"
 
 
+def test_long_names_are_shortened_for_people_only(tmp_path: Path) -> None:
+    """A name of hundreds of characters is cut in the middle in text and on the page, and whole in JSON."""
+    name = "model/" + "block/" * 50 + "Relu;end"
+    found = Finding(rule="RANGES_GROW", severity="warning", op=name, message=f"most: {name!r}, by 30%", fix="Look.")
+    one = made(tmp_path)
+    one = replace(one, manifest=replace(one.manifest, findings=(found,)))
+    short = "model/block/block/block/block…block/block/block/Relu;end"
+    assert found.text.startswith("most: 'model/block/")
+    assert found.text.endswith("/Relu;end] Fix: Look.")
+    assert len(found.text) < 180
+    forms = {form: command.rendered([one], [form])[0] for form in ("html", "markdown", "json")}
+    assert [name in text for text in forms.values()] == [False, False, True]
+    assert Finding(rule="X", severity="info", op=short, message="m").text == f"m [{short}]"
+
+
 def test_the_ending_chooses_the_form(tmp_path: Path) -> None:
     """All five forms are written by their endings; another ending is refused before anything is written."""
     one = made(tmp_path)

@@ -13,8 +13,11 @@ import pytest
 
 from edge import artifact, codec, pipeline, project, reproduction
 from edge.artifact import Artifact
+from edge.calibration.data import Sample
 from edge.errors import ArtifactError
+from edge.findings import Finding
 from edge.reproduction import Places
+from edge.stages import importing, rounding
 from tests.small_models import classifier, labelled_data
 
 
@@ -52,6 +55,26 @@ def test_a_build_repeats_in_another_checkout(
     assert again.program.read_bytes() == made.program.read_bytes()
 
 
+def _samples(values: int, count: int = 32) -> list[Sample]:
+    return [Sample(id=str(i), inputs={"x": np.zeros((1, values), np.float32)}) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "batched"),
+    [(16, 500, False), (16, 2001, True), (150_528, 55, False), (150_528, 56, True), (16, None, True)],
+)
+def test_the_size_of_the_data_decides_on_batches(values: int, count: int | None, batched: bool) -> None:
+    """A batch is rounded otherwise in its last bits: whether there is one follows from the data and from no clock."""
+    assert importing._worth_batching(_samples(values), count) is batched
+    assert importing._worth_batching(_samples(values, 31), count) is False
+
+
+@pytest.mark.parametrize(("macs", "samples"), [(0, 200), (100_000, 200), (1_000_000, 125), (300_000_000, 16)])
+def test_the_size_of_the_network_decides_on_disturbed_samples(macs: int, samples: int) -> None:
+    """How many samples run with disturbed rounding follows from the network: other machines tell the same."""
+    assert rounding._affordable(macs) == samples
+
+
 def test_other_data_is_told_by_its_digest(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other calibration samples the programs differ, and the digest of the data is among the differences."""
     made = _build(checkout, "rpi4", monkeypatch)
@@ -61,6 +84,17 @@ def test_other_data_is_told_by_its_digest(checkout: Path, tmp_path: Path, monkey
     found = reproduction.reproduce(made.path, Places(calibration=str(tmp_path / "other.npz")))
     assert found.outcome == "different"
     assert "calibration.digest" in {d.where for d in found.differences}
+
+
+def test_what_is_timed_is_no_difference(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of this host, and the finding that depends on them, are other ones at each build; other facts count."""
+    made = _build(checkout, "rpi4", monkeypatch)
+    slow = Finding(rule="INT8_NOT_FASTER", severity="warning", message="int8 is not faster")
+    details = {**made.manifest.details, "against_float32": {"ratio": 0.9}}
+    other = replace(made, manifest=replace(made.manifest, findings=(*made.manifest.findings, slow), details=details))
+    assert reproduction.compare(made, other).outcome == "identical"
+    other = replace(made, manifest=replace(made.manifest, details={**details, "macs": 7}))
+    assert [d.where for d in reproduction.compare(made, other).differences] == ["details.macs"]
 
 
 def test_another_version_of_a_tool_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

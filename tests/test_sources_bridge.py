@@ -13,8 +13,8 @@ import pytest
 from edge import codec, isolate
 from edge.signature import Signature
 from edge.sources import registry
-from edge.sources.base import Declaration, InputDeclaration
-from tests.onnx_models import convolution, save
+from edge.sources.base import Declaration, InputDeclaration, OpenDimension
+from tests.onnx_models import convolution, model, node, save
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -43,6 +43,37 @@ def test_onnx_is_exported_channel_first(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, loaded.run({"image": image})["scores"], rtol=1e-4, atol=1e-5)
 
 
+def test_empty_constants_have_strides_that_executorch_takes(tmp_path: Path) -> None:
+    """The empty `roi` of a Resize has no strides of 0, which NumPy gives it and ExecuTorch refuses."""
+    empty, scales = np.zeros(0, np.float32), np.array([1, 1, 2, 2], np.float32)
+    proto = model(
+        [node("Resize", ["image", "roi", "scales"], ["large"], mode="nearest", nearest_mode="floor")],
+        {"image": (1, 2, 4, 4)},
+        ["large"],
+        constants={"roi": empty, "scales": scales},
+    )
+    loaded: Any = registry.load(str(save(proto, tmp_path)), Declaration(layout="keep"))
+    loaded.to_exported(tmp_path / "m.pt2")
+    program = torch.export.load(str(tmp_path / "m.pt2"))
+    values = [n.meta.get("val") for n in program.graph.nodes] + list(program.state_dict.values())
+    assert all(0 not in v.stride() for v in values if isinstance(v, torch.Tensor))
+
+
+def test_onnx_series_become_channel_last_in_litert(tmp_path: Path) -> None:
+    """A network of 1-D convolutions is verified against onnxruntime with its series turned: [1, length, channels]."""
+    pytest.importorskip("litert_torch")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv1d(4, 8, 5, padding=2), torch.nn.ReLU(), torch.nn.Conv1d(8, 6, 3))
+    torch.onnx.export(
+        network.eval(), (torch.zeros(1, 4, 20),), str(tmp_path / "m.onnx"), dynamo=False, opset_version=17,
+        input_names=["series"], output_names=["features"],
+    )  # fmt: skip
+    answer, signature = crossed(str(tmp_path / "m.onnx"), "litert", tmp_path)
+    assert answer["route"]["failed"] == {}
+    ends = [str(t) for t in (*signature.inputs, *signature.outputs)]
+    assert ends == ["series: float32[1, 20, 4] NLC", "features: float32[1, 18, 6] NLC"]
+
+
 def test_torchscript_is_exported(tmp_path: Path) -> None:
     """A TorchScript archive's exported program gives the archive's results."""
     torch.manual_seed(0)
@@ -58,15 +89,18 @@ def test_torchscript_is_exported(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, loaded.run({"input": image})["output_0"], rtol=1e-4, atol=1e-5)
 
 
-def crossed(source: str, carrier: str, folder: Path) -> tuple[dict[str, Any], Signature]:
+def crossed(
+    source: str, carrier: str, folder: Path, declaration: Declaration | None = None
+) -> tuple[dict[str, Any], Signature]:
     """Import a source as a build does, in a child process, verified on random inputs."""
+    declaration = declaration or Declaration(layout="keep" if carrier == "exported" else "channel-last")
     work = folder / "work"
     work.mkdir()
     data = {"calibration": None, "evaluation": None, "calibration_samples": 4, "evaluation_samples": 4}
     request = {
         "source": source,
         "carrier": carrier,
-        "declaration": codec.to_json(Declaration(layout="keep" if carrier == "exported" else "channel-last")),
+        "declaration": codec.to_json(declaration),
         "workdir": str(work),
         "data": data,
     }
@@ -164,6 +198,53 @@ def test_an_operator_that_one_converter_lacks_goes_by_the_other(tmp_path: Path) 
     assert answer["route"]["name"] == "torch-backend"
     assert answer["route"]["failed"] == {"tflite-converter": "TensorFlow has no LiteRT operator for Erf."}
     assert "ROUTE_CHOSEN" in [f["rule"] for f in answer["findings"]]
+
+
+def test_carriers_do_not_tell_where_the_code_lies(tmp_path: Path) -> None:
+    """No member of a carrier names a Python file of this machine: another checkout gives the same bytes."""
+    import zipfile
+
+    from edge.targets import torch_common
+    from edge.targets.executorch import carrier
+
+    program = torch.export.export(torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU()), (torch.zeros(1, 4),))
+    assert any("stack_trace" in node.meta for node in program.graph.nodes)
+    signature = carrier.unnamed(program)
+    carrier.save(program, signature, tmp_path / "executorch.pt2")
+    torch_common.save_exported(program, signature, tmp_path / "common.pt2")
+    for path in tmp_path.glob("*.pt2"):
+        with zipfile.ZipFile(path) as archive:
+            held = b"".join(archive.read(name) for name in archive.namelist())
+        assert b".py" not in held, path.name
+        assert b"aten.linear" in held
+
+
+_OPEN_KERAS = """
+import keras
+
+def make():
+    keras.utils.set_random_seed(int.from_bytes(__import__("os").urandom(2), "little"))
+    x = keras.Input((None, 6), name="steps")
+    y = keras.layers.Conv1D(4, 3, padding="same", activation="relu")(x)
+    return keras.Model(x, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(y)))
+"""
+
+
+@pytest.mark.slow
+def test_keras_networks_keep_open_sizes_by_the_torch_backend(tmp_path: Path) -> None:
+    """A length stays open past the flatbuffer, which has fixed sizes; a factory that draws keeps its first weights."""
+    pytest.importorskip("tensorflow")
+    (tmp_path / "net.py").write_text(_OPEN_KERAS)
+    opened = InputDeclaration(shape=(1, -1, 6), open=(OpenDimension(axis=1, least=1, most=16),))
+    declaration = Declaration(layout="keep", inputs={"steps": opened})
+    answer, signature = crossed(f"{tmp_path / 'net.py'}:make", "exported", tmp_path, declaration)
+    assert answer["route"]["name"] == "torch-backend"
+    assert answer["route"]["failed"] == {
+        "flatbuffer": "A flatbuffer has fixed sizes, and a dimension of 'steps' is open."
+    }
+    assert signature.inputs[0].shape == (1, -1, 6)
+    for length in (2, 16):
+        assert results(Path(answer["carrier"]), np.ones((1, length, 6), np.float32))[0].shape == (1, 2)
 
 
 def test_weights_that_are_views_are_written_whole(tmp_path: Path) -> None:

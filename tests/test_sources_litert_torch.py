@@ -353,6 +353,15 @@ def test_dense_layers() -> None:
     one("BATCH_MATMUL", [a, b], [], (2, 3, 5), options("BatchMatMulOptions", adjX=True, adjY=True))
 
 
+def test_dense_layers_of_two_activations_are_matrix_products() -> None:
+    """Attention written as dense layers is no `linear`, whose second operand quantizers take for a parameter."""
+    x, y = floats(3, 4), floats(5, 4)
+    module = one("FULLY_CONNECTED", [x, y], [floats(5)], (3, 5), options("FullyConnectedOptions"))
+    graph = torch.export.export(module, (torch.from_numpy(x), torch.from_numpy(y))).graph
+    called = {str(n.target) for n in graph.nodes if n.op == "call_function"}
+    assert "aten.matmul.default" in called and "aten.linear.default" not in called
+
+
 def lstm(*, major: bool, clip: float) -> GraphBuilder:
     """Return one LSTM layer of 3 units over 4 steps of 2 features."""
     builder, schema = GraphBuilder(), fb.schema()

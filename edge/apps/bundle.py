@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from edge.apps import contract as contracts
 from edge.apps import coreml_metadata, golden, naming, tasks, tflite_metadata
-from edge.apps.contract import Contract, Golden, ModelFile, RuntimeNeed, TensorContract
+from edge.apps.contract import Contract, Golden, ModelFile, RuntimeNeed, TensorContract, Tolerance
 from edge.apps.pins import RUNTIMES, Pin, Platform, runtimes
 from edge.artifact import Artifact, Manifest, interprets
 from edge.errors import ArtifactError, ConfigError, DataError
+from edge.measure.parity import float_tolerance
 from edge.postprocess import Postprocess
 from edge.preprocess import describe
 from edge.signature import Preprocess
@@ -100,6 +101,7 @@ def make(artifact: Artifact, options: ExportOptions) -> Bundle:
             sha256=hashlib.sha256(data).hexdigest(),
             vectors=len(next(iter(vectors["in"].values()))),
             images=len(golden.test_images(inputs)),
+            tolerance=Tolerance(relative=float_tolerance(str(manifest.recipe.get("scheme", "float32")))),
         ),
         accuracy=manifest.metrics.accuracy,
         latency=contracts.latency_rows(manifest),

@@ -12,6 +12,7 @@ from edge.apps.bundle import Bundle, ExportOptions
 from edge.apps.contract import Contract
 from edge.apps.pins import Platform
 from edge.apps.writer import Written
+from edge.artifact import Artifact
 
 _GENERATORS: Mapping[Platform, Callable[[Bundle], dict[str, bytes]]] = {
     "android": android.files,
@@ -39,12 +40,7 @@ def export(source: Path, folder: Path, options: ExportOptions, *, force: bool = 
 
     Raises ArtifactError, ConfigError, DataError or OutputError; nothing is written then.
     """
-    made = bundle.make(artifacts.read(source), options)
-    files = {
-        **_GENERATORS[options.platform](made),
-        contract.FILE: contract.dumps(made.contract).encode(),
-        contract.SCHEMA_FILE: contract.schema().encode(),
-    }
+    made, files = _made(artifacts.read(source), options)
     about = {"platform": options.platform, "name": made.name, "model": made.contract.model.sha256}
     written = writer.write(folder, files, about, force=force)
     return Exported(
@@ -55,3 +51,13 @@ def export(source: Path, folder: Path, options: ExportOptions, *, force: bool = 
         contract=made.contract,
         files=written,
     )
+
+
+@artifacts.interprets
+def _made(opened: Artifact, options: ExportOptions) -> tuple[Bundle, dict[str, bytes]]:
+    made = bundle.make(opened, options)
+    return made, {
+        **_GENERATORS[options.platform](made),
+        contract.FILE: contract.dumps(made.contract).encode(),
+        contract.SCHEMA_FILE: contract.schema().encode(),
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from edge.errors import OutputError
 
 LIST = ".edgekit-export.json"
 _VERSION = 1
+_LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ def digest(data: bytes) -> str:
 def read_list(folder: Path) -> dict[str, str]:
     """Return digest by path of the files that the last export wrote; nothing where there was none."""
     try:
-        data = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        data = codec.loads((folder / LIST).read_text(encoding="utf-8"))
         files = data["files"]
         return {str(path): str(found) for path, found in files.items() if _inside(str(path))}
     except FileNotFoundError:
@@ -48,7 +48,8 @@ def read_list(folder: Path) -> dict[str, str]:
 
 def _inside(path: str) -> bool:
     parts = PurePosixPath(path)
-    return not parts.is_absolute() and ".." not in parts.parts
+    longest = max((len(os.fsencode(part)) for part in parts.parts), default=0)
+    return not parts.is_absolute() and ".." not in parts.parts and longest <= _LONGEST_NAME
 
 
 def write(folder: Path, files: Mapping[str, bytes], about: Mapping[str, str], *, force: bool = False) -> Written:

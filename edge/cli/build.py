@@ -56,9 +56,9 @@ def build(
         str | None,
         typer.Option(
             help="float32, float16, dynamic, dynamic-4, weight-only, weight-only-4, int8, int8x16; refined: "
-            "int8[-per-tensor][-ESTIMATOR][-weights-mse][-tuned][-equalized][-rounded][-corrected], ESTIMATOR: minmax, "
-            "moving-average, percentile, percentile-99.9, mse, entropy; auto: search within the accuracy budget; or "
-            "qat: fine-tune with fake quantization (--train)."
+            "int8[-per-tensor][-ESTIMATOR][-weights-mse][-tuned][-equalized][-rounded][-corrected][-ptq|-aeq], "
+            "ESTIMATOR: minmax, moving-average, percentile, percentile-99.9, mse, entropy; auto: search within the "
+            "accuracy budget; or qat: fine-tune with fake quantization (--train)."
         ),
     ] = None,
     train: Annotated[

@@ -17,7 +17,7 @@ _EXAMPLES = """Examples:
 
   edgekit diagnose model.pt2 --target android --runtime executorch --calibration data.npz
 
-  edgekit diagnose edgekit-build/net-rpi4 --calibration data.npz --evaluation test.npz
+  edgekit diagnose edgekit-build/net-rpi4 --calibration data.npz --evaluation test.npz --device emulator:rpi4
 """
 
 
@@ -44,6 +44,10 @@ def diagnose(
     shape: options.Shape = None,
     calibration_samples: Annotated[int | None, typer.Option(help="How many samples calibrate (default 300).")] = None,
     evaluation_samples: Annotated[int | None, typer.Option(help="At most this many samples evaluate.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Run the int8 program there too: emulator:rpi4, ssh://pi@host, adb:SERIAL, or a name."),
+    ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Allow code that the model file carries to run.")] = False,
     json_: options.Json = False,
     quiet: options.Quiet = False,
@@ -69,7 +73,8 @@ def diagnose(
         "trust": trust or None,
     }
     try:
-        answer = _artifact(given, target, talk) if (Path(model) / artifact.MANIFEST).is_file() else _source(given, talk)
+        built = (Path(model) / artifact.MANIFEST).is_file()
+        answer = _artifact(given, target, device, talk) if built else _source(given, device, talk)
     finally:
         talk.done()
     if json_:
@@ -79,14 +84,14 @@ def diagnose(
     return errors.EXIT_OK
 
 
-def _source(given: dict[str, Any], talk: Talk) -> dict[str, Any]:
+def _source(given: dict[str, Any], device: str | None, talk: Talk) -> dict[str, Any]:
     from edge import diagnosis, project
 
     resolved = project.resolve({k: v for k, v in given.items() if v is not None})
-    return diagnosis.of_source(resolved, talk)
+    return diagnosis.of_source(resolved, talk, device=device)
 
 
-def _artifact(given: dict[str, Any], target: str | None, talk: Talk) -> dict[str, Any]:
+def _artifact(given: dict[str, Any], target: str | None, device: str | None, talk: Talk) -> dict[str, Any]:
     from edge import diagnosis
     from edge.errors import UsageError
 
@@ -99,4 +104,5 @@ def _artifact(given: dict[str, Any], target: str | None, talk: Talk) -> dict[str
         for k in ("calibration", "evaluation", "metric", "calibration_samples", "evaluation_samples")
         if given[k] is not None
     }
-    return diagnosis.of_artifact(Path(given["source"]), diagnosis.Question(**question, target=target), talk)
+    asked = diagnosis.Question(**question, target=target, device=device)
+    return diagnosis.of_artifact(Path(given["source"]), asked, talk)

@@ -62,7 +62,7 @@ class ReplaySession:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the next outputs; raise DataError where the input is another than the device had."""
-        if _checksum(inputs) != next(self._checksums, None):
+        if checksum(inputs) != next(self._checksums, None):
             raise DataError(
                 "The evaluation data gives other samples each time it is read.",
                 hint="Make it repeatable: fix the random seed of its callable.",
@@ -189,9 +189,14 @@ def _check_golden(
     found = list(agent.run(program, fed))
     differences = [_difference(t.name, found, golden["out"][t.name]) for t in program.signature.outputs]
     record["golden"] = {"vectors": count, "outputs": [codec.to_json(d) for d in differences]}
-    replay = ReplaySession(program.signature, found, map(_checksum, fed))
-    mismatches = checking.compare_golden(replay, golden, exact=False)
+    replay = ReplaySession(program.signature, found, map(checksum, fed))
+    mismatches = checking.compare_golden(replay, golden, exact=False, scheme=_scheme(opened))
     return [*_explained(mismatches, differences, program, facts), *_versions(opened, facts)]
+
+
+def _scheme(opened: Artifact) -> str:
+    # A program that edgekit did not build may round on the way as well: how, is not known.
+    return str(opened.manifest.recipe.get("scheme", "as given"))
 
 
 def _difference(name: str, found: list[dict[str, Array]], wanted: Array) -> OutputDifference:
@@ -246,7 +251,8 @@ def _versions(opened: Artifact, facts: DeviceFacts) -> Iterator[Finding]:
         )
 
 
-def _checksum(inputs: Mapping[str, Array]) -> int:
+def checksum(inputs: Mapping[str, Array]) -> int:
+    """Return a number that tells a sample's inputs from others."""
     total = 0
     for name in sorted(inputs):
         total = zlib.crc32(np.ascontiguousarray(inputs[name]).tobytes(), total)
@@ -270,8 +276,8 @@ def _evaluate(
     checksums: list[int] = []
     with tempfile.TemporaryDirectory(prefix="edgekit-outputs-") as place:
         fed = _fed(evaluation, manifest.source_signature, program.signature, checksums)
-        stored = _store(agent.run(program, fed), Path(place), progress)
-        replay = ReplaySession(program.signature, _stored(stored), checksums)
+        paths = store(agent.run(program, fed), Path(place), progress)
+        replay = ReplaySession(program.signature, stored(paths), checksums)
         request = {
             "signature": codec.to_json(manifest.source_signature),
             "evaluation": evaluation,
@@ -287,11 +293,11 @@ def _fed(evaluation: str, source: Signature, program: Signature, checksums: list
     """Yield the program's inputs of each sample, and note their checksums."""
     for sample in open_dataset(evaluation, source, role="evaluation"):
         fed = {t.name: affine.to_program(t, sample.inputs[t.name]) for t in program.inputs}
-        checksums.append(_checksum(fed))
+        checksums.append(checksum(fed))
         yield fed
 
 
-def _store(outputs: Iterable[dict[str, Array]], place: Path, progress: Progress) -> list[Path]:
+def store(outputs: Iterable[dict[str, Array]], place: Path, progress: Progress) -> list[Path]:
     """Write each sample's outputs to a file: all of them together may not fit into memory."""
     paths = []
     for index, output in enumerate(outputs):
@@ -302,7 +308,8 @@ def _store(outputs: Iterable[dict[str, Array]], place: Path, progress: Progress)
     return paths
 
 
-def _stored(paths: Iterable[Path]) -> Iterator[dict[str, Array]]:
+def stored(paths: Iterable[Path]) -> Iterator[dict[str, Array]]:
+    """Yield the outputs of each sample that `store` wrote."""
     for path in paths:
         with np.load(path, allow_pickle=False) as data:
             yield {str(name): data[str(i)] for i, name in enumerate(data["names"])}

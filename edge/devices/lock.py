@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from edge import codec
 from edge.devices.base import DeviceSpec
 from edge.devices.places import cache_folder
 from edge.errors import ConfigError, DeviceError
@@ -122,7 +123,7 @@ def _told(stream: IO[str]) -> str:
     """Return the holder in words; it may be signing at this moment."""
     stream.seek(0)
     try:
-        known: dict[str, Any] = json.loads(stream.read())
+        known: dict[str, Any] = codec.loads(stream.read())
         command = f": edgekit {known['command']}" if known["command"] else ""
         return f"process {int(known['pid'])} since {known['since']}{command}"
     except (ValueError, KeyError, TypeError):

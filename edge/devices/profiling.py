@@ -26,8 +26,8 @@ from edge.isolate import Progress, no_progress
 from edge.measure import comparison, trace
 from edge.measure.comparison import LOOKS, Comparison, Launch
 from edge.measure.environment import Environment
-from edge.measure.latency import summarize
-from edge.measure.latency_record import PROFILES, Latency, Setting
+from edge.measure.latency import Timing, summarize
+from edge.measure.latency_record import PROFILES, Latency, Profile, Setting
 from edge.stages import checking
 from edge.targets.base import Mode
 
@@ -151,7 +151,8 @@ def _measured_natively(
     with agent.sensible():
         load_ms, first_ms, spans = told["load_ms"], told["first_ms"], dict(told["spans"])
     setting = Setting(mode=mode, threads=program.threads, kernels=program.kernels, load_ms=load_ms, first_ms=first_ms)
-    latency = summarize(timing, wanted, setting)
+    with agent.sensible():
+        latency = summarize(timing, wanted, setting)
     record: dict[str, Any] = dict.fromkeys(("cold", "energy", "instructions", "operators"))
     record |= {
         "spans": spans,
@@ -182,6 +183,18 @@ def _measured(
     cold = agent.cold(program, sample, COLD_STARTS)
     progress(f"measuring latency on {agent.device.spec} ({settings.profile}, {wanted.seconds:g} s or more)", None)
     timing, told = agent.profile(program, sample, wanted, settings.controls)
+    with agent.sensible():
+        return _record(timing, told, cold, program, wanted, mode), timing.samples_ns
+
+
+def _record(
+    timing: Timing,
+    told: Mapping[str, Any],
+    cold: Sequence[Mapping[str, float]],
+    program: DeviceProgram,
+    wanted: Profile,
+    mode: Mode,
+) -> dict[str, Any]:
     readings = [codec.from_json(trace.Reading, r) for r in told["trace"]]
     setting = Setting(
         mode=mode,
@@ -192,7 +205,7 @@ def _measured(
     )
     latency = _judged(summarize(timing, wanted, setting), readings)
     energy = trace.energy(readings, told["power_source"], told["idle_w"], latency.mean_ms)
-    record = {
+    return {
         "latency": checking.flat_latency(latency),
         "cold": {key: float(np.median([one[key] for one in cold])) for key in cold[0]} | {"starts": len(cold)},
         "spans": told["spans"],
@@ -203,7 +216,6 @@ def _measured(
         "controls": told["controls"],
         "instructions": None,
     }
-    return record, timing.samples_ns
 
 
 def _judged(latency: Latency, readings: Sequence[trace.Reading]) -> Latency:
@@ -219,7 +231,7 @@ def _emulated(
         Finding(
             rule="NO_LATENCY_EMULATED",
             severity="info",
-            message="An emulated board has no latency: its times would be this host's. Instructions are exact.",
+            message="An emulated board has no latency: its times would be this host's.",
             fix="Profile on the board itself: --device ssh://pi@host.",
         )
     )
@@ -258,8 +270,10 @@ def _operators(
     progress("measuring the time per operator", None)
     try:
         if subject.program.runtime == "litert" and subject.program.delegate is None:
-            found = shares(agent.operators(subject.program, subject.sample, OPERATOR_RUNS))
-            findings += _coarse(found)
+            told = agent.operators(subject.program, subject.sample, OPERATOR_RUNS)
+            with agent.sensible():
+                found = shares(told)
+                findings += _coarse(found)
             return found
         if subject.program.runtime == "executorch" and agent.device.spec.kind == "local":
             return shares(_executorch_operators(subject))

@@ -22,8 +22,10 @@ def show(answer: Mapping[str, Any]) -> None:
     console.print(f"  culprit: [bold]{culprit or 'none: no rung loses what these samples could show'}[/]\n")
     console.print(_layers(answer))
     cost = answer["cost"]
+    # ExecuTorch's layers are measured at their own outputs, where no sample is known to be worse than others.
+    which = "first samples" if answer["runtime"] == "executorch" else "samples that quantization hurts most"
     console.print(
-        f"  each on the {cost['layer_samples']} worst samples: {cost['layer_runs']} runs of the network, "
+        f"  each on the {cost['layer_samples']} {which}: {cost['layer_runs']} runs of the network, "
         f"{cost['forward_passes']:g} passes over the data\n"
     )
     console.print(_fixes(answer))
@@ -65,9 +67,9 @@ def _ladder(answer: Mapping[str, Any]) -> Any:
 def _layers(answer: Mapping[str, Any]) -> Any:
     from rich.markup import escape
 
-    table = _table(
-        "layer", "operator", "alone dB", "weights dB", "output dB", "range", "cut off", "peak/rms", "uneven with"
-    )
+    own = any(r["input_db"] is not None for r in answer["layers"])
+    values = "input dB" if own else "output dB"
+    table = _table("layer", "operator", "alone dB", "weights dB", values, "range", "cut off", "peak/rms", "uneven with")
     for r in answer["layers"][:_MOST_LAYERS]:
         span = "" if r["low"] is None else f"{r['low']:.3g} to {r['high']:.3g}"
         table.add_row(
@@ -75,7 +77,7 @@ def _layers(answer: Mapping[str, Any]) -> Any:
             r["operator"],
             f"{r['snr_db']:.1f}",
             _number(r["weights_db"], ".1f"),
-            _number(r["output_db"], ".1f"),
+            _number(r["input_db"] if own else r["output_db"], ".1f"),
             span,
             _number(r["saturated"], ".2%"),
             _number(r["peak_to_rms"], ".3g"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from edge import codec
 from edge.artifact import Accuracy, Artifact, Manifest
 from edge.report import comparison, plots, summary
 from edge.report.plots import Bar, Cell, Point
@@ -155,7 +155,7 @@ def _placement(artifact: Artifact) -> list[str]:
     record = artifact.manifest.file("placement")
     if record is None:
         return []
-    data = json.loads((artifact.path / record.path).read_text(encoding="utf-8"))
+    data = codec.loads((artifact.path / record.path).read_text(encoding="utf-8"))
     operators = data["operators"]
     cells = [
         Cell(

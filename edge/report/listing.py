@@ -56,10 +56,7 @@ def show(found: Inspected) -> None:
     )
     _show_details(console, dict(i.details))
     for f in i.findings:
-        place = f" [{f.op}]" if f.op else ""
-        console.print(
-            f"  {f.severity} {f.rule} {escape(f.message + place)}" + (f" Fix: {escape(f.fix)}" if f.fix else "")
-        )
+        console.print(f"  {f.severity} {f.rule} {escape(f.text)}")
 
 
 def _show_details(console: Any, details: dict[str, Any]) -> None:

@@ -285,9 +285,5 @@ def headline(manifest: Manifest) -> str:
 def counted_findings(manifest: Manifest) -> Sequence[tuple[str, str]]:
     """Return (severity and rule, text) of each finding, errors first."""
     order = {"error": 0, "warning": 1, "info": 2}
-    found = []
-    for f in sorted(manifest.findings, key=lambda f: order[f.severity]):
-        place = f" [{f.op}]" if f.op else ""
-        fix = f" Fix: {f.fix}" if f.fix else ""
-        found.append((f"{f.severity} {f.rule}", f"{f.message}{place}{fix}"))
-    return found
+    ordered = sorted(manifest.findings, key=lambda f: order[f.severity])
+    return [(f"{f.severity} {f.rule}", f.text) for f in ordered]

@@ -302,13 +302,18 @@ def bounds(program: Any, signature: Signature) -> tuple[Finding, ...]:
 def export_keras(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Stage: write the exported carrier of a Keras model, in a process where keras was not imported yet.
 
-    Request: `source` (file, or `file.py:factory`), `signature` (of edge.sources.keras), `path`, `trust`. Answer:
-    `findings`, `tools`.
+    Request: `source` (file, or `file.py:factory`), `signature` (of edge.sources.keras), `path`, `trust`; for a factory
+    `weights`, an npz in the order of Keras. Answer: `findings`, `tools`.
     """
     signature = codec.from_json(Signature, request["signature"])
     progress("exporting by Keras's torch backend", None)
     _use_torch_backend()
     model = _keras_model(str(request["source"]), trust=bool(request.get("trust", False)))
+    if "weights" in request:
+        import numpy as np
+
+        with np.load(request["weights"], allow_pickle=False) as stored:
+            model.set_weights([stored[f"arr_{i}"] for i in range(len(stored.files))])
     path = Path(request["path"])
     given = {n: tuple(codec.from_json(OpenDimension, d) for d in dims) for n, dims in request.get("open", {}).items()}
     found = export_keras_model(model, signature, path, given)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edge.errors import ConfigError, MissingPackageError, SourceError
+from edge.errors import ConfigError, MissingPackageError, SourceError, blaming
 from edge.signature import Preprocess, Resize
 from edge.sources import declared, torch_io
 from edge.sources.base import Declaration, InputDeclaration, LoadedSource
@@ -18,6 +18,7 @@ from edge.sources.torch_model import LoadedTorch
 
 # PIL's numbers of `resample` in preprocessor_config.json.
 _RESIZE: dict[int, Resize] = {0: "nearest", 2: "antialias", 3: "antialias"}
+_WHOLE = "The folder needs config.json and model.safetensors of one model."
 _CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
 
 
@@ -36,9 +37,10 @@ class HuggingFaceSource:
         """Open the folder. Raises SourceError for unknown architectures and for code of its own without trust."""
         folder = Path(location)
         config = _config(folder)
-        model = _model(folder, config, trust=declaration.trust)
-        findings = to_float32(model)
-        wished = _completed(folder, model, declaration)
+        with blaming(SourceError, f"{folder} has settings that edgekit does not understand", hint=_WHOLE):
+            model = _model(folder, config, trust=declaration.trust)
+            findings = to_float32(model)
+            wished = _completed(folder, model, declaration)
         module, names = _wrapped(model, wished)
         call = torch_io.from_declaration(module, wished)
         if missing := [n for n in wished.inputs if n not in names]:
@@ -50,7 +52,7 @@ class HuggingFaceSource:
 def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{folder / 'config.json'} cannot be read: {error}.") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise SourceError(
@@ -89,7 +91,7 @@ def _model(folder: Path, config: Mapping[str, Any], *, trust: bool) -> Any:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
         raise SourceError(
             f"transformers cannot load {folder}: {type(error).__name__}: {first[:300]}",
-            hint="The folder needs config.json and model.safetensors of one model.",
+            hint=_WHOLE,
         ) from error
     return model.eval()
 
@@ -136,9 +138,11 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} cannot be read: {error}.") from error
-    return dict(found)
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} is no configuration of a preprocessor: it holds no table.")
+    return found
 
 
 def _image_shape(config: Any, preprocessor: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge.errors import ConfigError, MissingPackageError, SourceError
-from edge.sources import declared
+from edge.sources import declared, jax_pools
 from edge.sources.base import Declaration, InputDeclaration
 from edge.sources.factory import place
 from edge.sources.tf_model import Function, LoadedTensorFlow, first_line, import_tensorflow
+from edge.sources.transposes import remove_transposes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
 
-ACCEPTED = "(function, example) where the example is an array, a tuple of arrays, or a dict of them by argument name"
+ACCEPTED = (
+    "(function, example) where the function may be a module of Flax NNX or Equinox, or a pair (module, variables) of "
+    "Flax Linen, and the example is an array, a tuple of arrays, or a dict of them by argument name"
+)
 
 _NARROW = {"float64": "float32", "int64": "int32", "uint64": "uint32"}
 
@@ -33,6 +37,9 @@ class LoadedJax(LoadedTensorFlow):
         self._jax = reference
         super().__init__(function, declaration, digest=digest, findings=(), kind="jax")
 
+    def _tidy(self, model: Any) -> None:
+        remove_transposes(model)  # code of other habits than TensorFlow's has channels first
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs by signature name, computed by JAX. Raises SourceError where the function fails."""
         given = [np.asarray(inputs[t.name]).astype(t.dtype, copy=False) for t in self._inputs]
@@ -41,6 +48,26 @@ class LoadedJax(LoadedTensorFlow):
         except Exception as error:  # the user's code runs here
             raise SourceError(f"{place(error) or 'The function'}: JAX cannot run it: {first_line(error)}") from error
         return {t.name: np.asarray(v) for t, v in zip(self.signature.outputs, results, strict=True)}
+
+
+def as_function(made: Any) -> Any:
+    """Return a callable of what a factory gives for a function: modules are set to inference, variables bound.
+
+    None for what cannot be called.
+    """
+    if isinstance(made, (tuple, list)) and len(made) == 2 and _is_module(made[0], "flax.linen"):
+        return made[0].bind(made[1])
+    if _is_module(made, "flax.nnx"):
+        made.eval()
+    elif _is_module(made, "equinox"):
+        import equinox
+
+        return equinox.nn.inference_mode(made)
+    return made if callable(made) else None
+
+
+def _is_module(made: Any, package: str) -> bool:
+    return any(f"{c.__module__}.".startswith(f"{package}.") and c.__name__ == "Module" for c in type(made).__mro__)
 
 
 def load(path: Path, function: Any, example: Any, declaration: Declaration) -> LoadedJax:
@@ -66,7 +93,7 @@ def load(path: Path, function: Any, example: Any, declaration: Declaration) -> L
             f"{first_line(error)}",
             hint=f"Return from the factory {ACCEPTED}.",
         ) from error
-    converted = jax2tf.convert(flat)
+    converted = jax2tf.convert(jax_pools.over_images(flat))
 
     def call(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         results = converted(*[inputs[n] for n in arrays])

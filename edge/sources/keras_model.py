@@ -19,6 +19,7 @@ from edge.signature import DTYPES, Signature, TensorSpec
 from edge.sources import declared
 from edge.sources.base import Declaration, InputDeclaration, OpenDimension
 from edge.sources.carrier import check_operators, set_signature, signature_tensors
+from edge.sources.sniff import split_factory
 from edge.targets.litert import flatbuffer as fb
 
 if TYPE_CHECKING:
@@ -65,13 +66,18 @@ class LoadedKeras:
 
     def to_exported(self, path: Path, progress: Progress = no_progress) -> tuple[Finding, ...]:
         """Write the torch.export carrier, by Keras's torch backend: that needs a process of its own."""
-        request = {
+        request: dict[str, Any] = {
             "source": self._location,
             "signature": codec.to_json(self.signature),
             "path": str(path),
             "trust": self._trust,
             "open": {name: [codec.to_json(d) for d in dims] for name, dims in self._open.items()},
         }
+        if split_factory(self._location):
+            # The factory runs once more there, and one that trains or draws would give other weights.
+            weights = path.parent / "export_keras.npz"
+            np.savez(weights, *self._model.get_weights())
+            request["weights"] = str(weights)
         answer = isolate.call(
             "edge.sources.exported:export_keras", request, workdir=path.parent, name="export_keras", progress=progress
         )

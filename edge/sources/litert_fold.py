@@ -10,7 +10,7 @@ from edge.errors import ConversionError, SourceError
 from edge.findings import Finding
 from edge.sources.carrier import prune, replace_tensor
 from edge.sources.interpret import interpreter
-from edge.targets.litert import edit
+from edge.targets.litert import edit, learned
 from edge.targets.litert import flatbuffer as fb
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def refuse_finished(model: Any, where: str) -> None:
                 f"{where} is compiled for the Edge TPU already; build starts from a float model.",
                 hint="Give the model that was compiled; `edgekit inspect` reads this one.",
             )
-        dtypes = sorted({t.dtype for t in graph.tensors if _is_quantized(t) and not t.is_constant})
+        fake = _between_pairs(graph)
+        stored = [t for t in graph.tensors if _is_quantized(t) and not t.is_constant and t.index not in fake]
+        dtypes = sorted({t.dtype for t in stored})
         if dtypes:
             raise SourceError(
                 f"{where} is already quantized: its activations are {', '.join(dtypes)}; "
@@ -40,6 +42,12 @@ def refuse_finished(model: Any, where: str) -> None:
             )
 
 
+def _between_pairs(graph: fb.Graph) -> set[int]:
+    """Return the tensors between QUANTIZE and DEQUANTIZE alone: fake quantization, the network computes in float."""
+    written = {op.outputs[0] for op in graph.ops if op.name == "QUANTIZE"}
+    return written - {t for op in graph.ops if op.name != "DEQUANTIZE" for t in op.inputs} - set(graph.outputs)
+
+
 def _is_quantized(tensor: fb.Tensor) -> bool:
     return tensor.dtype in _STORED and tensor.quantization is not None
 
@@ -47,15 +55,19 @@ def _is_quantized(tensor: fb.Tensor) -> bool:
 def fold_weights(model: Any, where: str) -> tuple[Finding, ...]:
     """Replace float16 and integer weights by their float32 values; DEQUANTIZE operators on constants go.
 
-    real = scale * (stored - zero_point). Raises SourceError for a stored form that is unknown here.
+    real = scale * (stored - zero_point). In a network with fake quantization integers stay: their scales were learned.
+    Raises SourceError for a stored form that is unknown here.
     """
-    graph = fb.graph(model)
-    stored = [t for t in graph.tensors if t.is_constant and (_is_quantized(t) or t.dtype == "float16")]
+    graph, trained = fb.graph(model), learned.carries(model)
+    stored = [
+        t for t in graph.tensors if t.is_constant and (t.dtype == "float16" or (_is_quantized(t) and not trained))
+    ]
     for tensor in stored:
         target = model.subgraphs[0].tensors[tensor.index]
         edit.set_constant(model, target, real_value(model, graph, tensor, where))
         target.quantization = None
-    dead = {op.index for op in graph.ops if op.name == "DEQUANTIZE" and graph.tensors[op.inputs[0]].is_constant}
+    folded = {t.index for t in stored}
+    dead = {op.index for op in graph.ops if op.name == "DEQUANTIZE" and op.inputs[0] in folded}
     for index in dead:
         replace_tensor(model, graph.ops[index].outputs[0], graph.ops[index].inputs[0])
     if dead:

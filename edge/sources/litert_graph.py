@@ -13,6 +13,7 @@ from edge.errors import ConversionError
 # Imported for their converters.
 from edge.sources import litert_layers, litert_ops  # noqa: F401
 from edge.sources.litert_node import Keep, Node, Value, convert
+from edge.sources.torch_io import from_array
 from edge.targets.litert import flatbuffer as fb
 
 if TYPE_CHECKING:
@@ -86,10 +87,8 @@ def _known(op: fb.Op, plan: _Plan) -> list[Array] | None:
 
 
 def _kept(made: dict[str, Any], key: str, make: Any) -> Any:
-    import torch
-
     if key not in made:
-        made[key] = torch.from_numpy(np.array(make(), order="C"))  # a copy of its own: writable, and a scalar stays one
+        made[key] = from_array(make())
     return made[key]
 
 
@@ -126,7 +125,7 @@ def _module(plan: _Plan) -> Any:
 
         def keep(self, key: str, make: Any) -> Any:
             if not self.finished and key not in self._buffers:
-                self.register_buffer(key, torch.from_numpy(np.array(make(), order="C")))
+                self.register_buffer(key, from_array(make()))
             return getattr(self, key)
 
         def forward(self, *given: Any) -> list[Any]:

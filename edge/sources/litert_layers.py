@@ -139,7 +139,12 @@ def _dense(n: Node) -> Any:
     x, weights = n[0], n[1]
     if not n.option("keepNumDims", False):
         x = x.reshape(-1, weights.shape[1])
-    y = torch.nn.functional.linear(x, weights, _bias(n, 2))
+    bias = _bias(n, 2)
+    if n.value(1).constant is None:  # of attention: quantizers take the second operand of `linear` for a parameter
+        y = torch.matmul(x, weights.transpose(-1, -2))
+        y = y if bias is None else y + bias
+    else:
+        y = torch.nn.functional.linear(x, weights, bias)
     return n.activated(y).reshape(n.shapes[0])
 
 

@@ -205,7 +205,7 @@ class OnnxReference:
         for i in self._description.inputs:
             value = i.constant() if i.value is not None else np.asarray(inputs[i.name])
             if i.name in self._turned[0]:
-                value = value.transpose(0, 3, 1, 2)
+                value = np.moveaxis(value, -1, 1)
             feed[i.source] = np.ascontiguousarray(value.astype(self._dtypes[i.source], copy=False))
         names = [source for source, _ in self._description.outputs]
         with _ort_errors("onnxruntime cannot run the model"):
@@ -213,7 +213,7 @@ class OnnxReference:
         outputs = {}
         for (_, name), value in zip(self._description.outputs, results, strict=True):
             array = np.asarray(value)
-            array = array.transpose(0, 2, 3, 1) if name in self._turned[1] else array
+            array = np.moveaxis(array, 1, -1) if name in self._turned[1] else array
             outputs[name] = array.astype(np.float32) if array.dtype in (np.float16, np.float64) else array
         return outputs
 

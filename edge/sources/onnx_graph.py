@@ -18,6 +18,7 @@ from edge.errors import ConversionError
 from edge.sources import onnx_layers, onnx_ops, onnx_quantized, onnx_resize  # noqa: F401
 from edge.sources.onnx_file import Description, import_onnx, opset_of
 from edge.sources.onnx_node import CONVERTERS, STACK, Node, convert
+from edge.sources.torch_io import from_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,16 +61,12 @@ class _Walk:
 
 
 def _tensor(value: Array) -> Any:
-    import torch
-
     array = np.asarray(value)
     if array.dtype.kind in "OUS":
         return None
     if array.dtype.kind not in "biuf" or array.dtype in (np.float16, np.float64):
         array = array.astype(np.float32)
-    # A copy of its own, writable, and a scalar stays one; row by row, because torch.export.save reads the memory of
-    # tensors with other strides wrongly.
-    return torch.from_numpy(np.array(array, order="C"))
+    return from_array(array)
 
 
 def build(model: Any, description: Description) -> Any:

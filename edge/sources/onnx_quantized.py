@@ -16,8 +16,14 @@ _WIDTHS = ("int8", "uint8")
 
 
 def keeps(kind: str, stored: Any) -> bool:
-    """Tell whether an operator on constants stays in the graph: a dequantized weight, not an int32 bias."""
-    return kind in KEPT and (kind == "QuantizeLinear" or str(np.asarray(stored).dtype) in _WIDTHS)
+    """Tell whether an operator on constants stays in the graph: a dequantized weight, not an int32 bias or a scalar.
+
+    A scalar is exact on any scale, and converters mistake a pair around it for a tensor with a layout.
+    """
+    if kind != "DequantizeLinear":
+        return kind in KEPT
+    values = np.asarray(stored)
+    return values.size > 1 and str(values.dtype) in _WIDTHS
 
 
 def folded(values: Sequence[Any], attributes: Mapping[str, Any]) -> Any:

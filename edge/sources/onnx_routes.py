@@ -97,7 +97,7 @@ class OnnxTorch(LoadedTorch):
         for name, like in zip(self._call.names, self._call.tensors, strict=True):
             value = np.asarray(sample[name])
             if self._turned(("input", name)):
-                value = value.transpose(0, 3, 1, 2)
+                value = np.moveaxis(value, -1, 1)
             found.append(torch.from_numpy(np.array(value, order="C")).to(like.dtype))
         return found
 

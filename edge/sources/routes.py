@@ -98,6 +98,8 @@ def _flatbuffer_of(task: Task) -> Path:
 
 def _by_flatbuffer(task: Task) -> Findings:
     """Write the float flatbuffer of the source, and that as a PyTorch graph by edgekit's own LiteRT operators."""
+    if found := [t.name for t in task.loaded.signature.inputs if -1 in t.shape]:
+        raise ConversionError(f"A flatbuffer has fixed sizes, and a dimension of {found[0]!r} is open.")
     flat = _flatbuffer_of(task)
     task.loaded.to_litert(flat)
     request = {

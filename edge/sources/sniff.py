@@ -87,7 +87,7 @@ def _sniff_zip(path: Path) -> Content:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise SourceError(
             f"{path} is a damaged or truncated archive: {error}.", hint="Save or download the model again."
         ) from error

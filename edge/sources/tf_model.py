@@ -134,6 +134,7 @@ class LoadedTensorFlow:
         """Write a float flatbuffer through a SavedModel of one function with fixed shapes."""
         model = fb.load(self._convert(path.parent), name="The converted program")
         check_operators(model, "The converted program")
+        self._tidy(model)
         inputs, outputs = (dict(sorted(side.items())) for side in signature_tensors(model))
         set_signature(
             model,
@@ -141,6 +142,9 @@ class LoadedTensorFlow:
             [(t.name, i) for t, i in zip(self.signature.outputs, outputs.values(), strict=True)],
         )
         path.write_bytes(fb.dump(model))
+
+    def _tidy(self, model: Any) -> None:
+        """Rewrite the converted program in place where the kind of source asks for it."""
 
     def _convert(self, workdir: Path) -> bytes:
         tf = import_tensorflow()

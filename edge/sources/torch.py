@@ -89,8 +89,9 @@ def _from_function(path: Path, name: str, made: tuple[Any, Any], declaration: De
 
     model, example = made
     scripted = type(model).__module__.startswith("torch.")
-    if callable(model) and not scripted and example is not None:
-        return jax_function.load(path, model, example, declaration)
+    function = None if scripted else jax_function.as_function(model)
+    if function is not None and example is not None:
+        return jax_function.load(path, function, example, declaration)
     raise SourceError(
         f"{path.name}:{name} returned {type(model).__name__}; accepted: a torch.nn.Module (not scripted), "
         "a Keras model, such a one with example inputs: (module, (tensor, …)) or (module, {'name': tensor}), "

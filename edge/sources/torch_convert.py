@@ -113,6 +113,8 @@ def _paired(flat: Any, sample: tuple[Any, ...]) -> Any:
     if not torch_fake_quant.marks(graph.graph):
         return None
     torch_fake_quant.rewrite(graph)
+    # litert-torch turns layouts within pairs, which goes wrong where one reader of a pair is turned and another is not.
+    torch_fake_quant.split_readers(graph)
     return graph
 
 

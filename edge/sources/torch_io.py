@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edge.errors import ConfigError, ConversionError, SourceError
 from edge.findings import Finding
 from edge.signature import DTYPES, Layout
@@ -17,8 +19,24 @@ from edge.sources.base import Declaration, InputDeclaration, OpenDimension
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
 # LiteRT programs made of PyTorch ones have 32-bit integers, and float32 is what every quantizer starts from.
 _NARROWED = {"int64": "int32", "float64": "float32", "float16": "float32", "bfloat16": "float32", "int16": "int32"}
+
+
+def from_array(array: Array) -> Any:
+    """Return a tensor that owns a writable copy, row by row; a scalar stays one.
+
+    torch.export.save reads the memory of tensors with other strides wrongly, and ExecuTorch refuses the strides of 0
+    that NumPy gives what is empty.
+    """
+    import torch
+
+    copy = torch.from_numpy(np.array(array, order="C"))
+    return copy if copy.numel() else torch.empty(copy.shape, dtype=copy.dtype)
 
 
 @dataclass(frozen=True)

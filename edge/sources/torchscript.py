@@ -65,7 +65,7 @@ def _call(script: Any, declaration: Declaration) -> Call:
     """Return the call of a ScriptModule: its tensors from declared shapes, its numbers from declared values."""
     from torch.utils import _pytree as pytree
 
-    arguments = [a for a in script.forward.schema.arguments if a.name != "self"]
+    arguments = script.forward.schema.arguments[1:]  # the first is the module, whatever its author calls it
     names = declared.unique(a.name.replace(".", "_") for a in arguments)
     wishes = declared.inputs_of(declaration, names)
     leaves: list[Any] = []

@@ -34,7 +34,7 @@ from edge.measure import metrics
 from edge.measure.metric import Metric
 from edge.signature import Signature
 from edge.targets import registry
-from edge.targets.base import Model, Session, Target
+from edge.targets.base import Model, Program, Session, Target
 
 if TYPE_CHECKING:
     from edge.calibration.sensitivity import LayerRecord
@@ -45,6 +45,7 @@ _MOST_CACHED_BYTES = 256 * 2**20
 _LEAST_SAMPLES = 32
 # Small models can afford more samples, and with them closer bounds.
 _SMALL_BYTES, _SMALL_TIMES = 2**18, 4
+_CHOOSING: Any = object()
 
 
 def keep_float(tensor: str) -> Override:
@@ -78,6 +79,7 @@ class Bench:
         self._runtime = registry.runtime("litert" if request["runtime"] == "edgetpu" else request["runtime"])
         calibration = codec.from_json(Selection, request["calibration"])
         evaluation = codec.from_json(Selection, request["evaluation"]) if request.get("evaluation") else None
+        self.calibration, self.evaluation = calibration, evaluation
         self.split = split_selection(
             calibration, evaluation, self.signature, wanted=_affordable(self.signature, Path(request["carrier"]))
         )
@@ -176,6 +178,10 @@ class Bench:
         ready = quantize.calibrated(model, recipe, self.fit, progress=self.progress)
         return ready.program, ready.ranges
 
+    def path_of(self, candidate: Candidate) -> Path | None:
+        """Return the program of a candidate that was built here, None for another."""
+        return self._paths.get(candidate.label)
+
     def program_of(self, label: str) -> Path:
         """Return the program of a measured candidate; raise QuantizationError where it could not be built."""
         if label not in self._paths:
@@ -210,7 +216,8 @@ class Bench:
         the way from one to the other.
         """
         if self._request["runtime"] == "executorch":
-            return tuple(Override(tensor=re.escape(layer.output)) for layer in layers), None
+            kept = [name for layer in layers for name in _around(layer)]
+            return tuple(Override(tensor=re.escape(name)) for name in dict.fromkeys(kept)), None
         graph = self._graph()
         readers = graph.consumers()
         index = {t.name: t.index for t in graph.tensors}
@@ -223,13 +230,39 @@ class Bench:
                 names += [graph.tensors[graph.ops[r].outputs[0]].name for r in readers.get(tensor, ())]
         return tuple(keep_float(name) for name in dict.fromkeys(names)), "float32" if at_end else None
 
-    def make_metric(self) -> Metric:
-        """Return a fresh metric: the one asked for, else the one that fits the labels."""
-        name = self._request.get("metric")
-        return metrics.metric_named(name) if name else metrics.default_metric(self.signature, self._samples.first_label)
+    def make_metric(self, label: Any = _CHOOSING) -> Metric:
+        """Return a fresh metric: the one asked for, else the one that fits a label, by default that of the bench."""
+        if name := self._request.get("metric"):
+            return metrics.metric_named(name)
+        return metrics.default_metric(self.signature, self._samples.first_label if label is _CHOOSING else label)
+
+    def open_carrier(self) -> Session:
+        """Return the float carrier, ready to run."""
+        return self._runtime.open_carrier(Path(self._request["carrier"]))
+
+    def open(self, path: Path, recipe: Recipe) -> Session:
+        """Return a program ready to run, on the kernels that stand for the target's."""
+        kernels = self._request["kernels"]
+        # The plain kernels of accelerators' hosts take ten times as long and differ by single steps; int16 activations
+        # run on the builtin kernels in any case, which the build has tried out.
+        if kernels == "reference" or recipe.scheme == "int8x16":
+            kernels = "builtin"
+        return self._runtime.open(path, kernels=kernels, threads=1)
+
+    def build(self, candidate: Candidate, samples: Dataset, name: str) -> tuple[Program, int]:
+        """Return a candidate's program, calibrated on samples, and how often a program ran for it.
+
+        Raises QuantizationError.
+        """
+        folder = self._workdir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        target = replace(self.target, options={**self.target.options, **self._lean, **candidate.options})
+        model = Model(carrier=self._runtime.carrier, path=Path(self._request["carrier"]), signature=self.signature)
+        program = self._runtime.build(model, candidate.recipe, target, samples, folder, self.progress)
+        return program, _build_runs(program.details, samples)
 
     def _run_carrier(self) -> Metric:
-        session = self._runtime.open_carrier(Path(self._request["carrier"]))
+        session = self.open_carrier()
         metric = self.make_metric()
         for inputs, label in self._samples:
             outputs = run_real(session, inputs)
@@ -238,16 +271,11 @@ class Bench:
         return metric
 
     def _measured(self, candidate: Candidate) -> Outcome:
-        folder = self._workdir / f"candidate-{len(self.outcomes)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        target = replace(self.target, options={**self.target.options, **self._lean, **candidate.options})
-        model = Model(carrier=self._runtime.carrier, path=Path(self._request["carrier"]), signature=self.signature)
         try:
-            program = self._runtime.build(model, candidate.recipe, target, self.fit, folder, self.progress)
+            program, runs = self.build(candidate, self.fit, f"candidate-{len(self.outcomes)}")
         except QuantizationError as error:
             return Outcome(candidate=candidate, failure=error.message)
         self._paths[candidate.label] = program.path
-        runs = _build_runs(program.details, self.fit)
         digest = hashlib.sha256(program.path.read_bytes()).hexdigest()
         if digest in self._programs:
             return replace(self._programs[digest], candidate=candidate, runs=runs)
@@ -264,12 +292,7 @@ class Bench:
         return {"executorch": {**self.target.options.get("executorch", {}), "compare_float": False}}
 
     def _evaluated(self, candidate: Candidate, path: Path, details: Mapping[str, Any], runs: int) -> Outcome:
-        kernels = self._request["kernels"]
-        # The plain kernels of accelerators' hosts take ten times as long and differ by single steps; int16 activations
-        # run on the builtin kernels in any case, which the build has tried out.
-        if kernels == "reference" or candidate.recipe.scheme == "int8x16":
-            kernels = "builtin"
-        session = self._runtime.open(path, kernels=kernels, threads=1)
+        session = self.open(path, candidate.recipe)
         metric, lost, times = self.make_metric(), noise.Noise(), []
         for position, (inputs, label) in enumerate(self._samples):
             started = time.perf_counter()
@@ -323,6 +346,15 @@ class Bench:
         if path := self._key(candidate):
             path.parent.mkdir(parents=True, exist_ok=True)
             codec.write_atomically(path, codec.dumps(codec.to_json(outcome)))
+
+
+def _around(layer: LayerRecord) -> Iterator[str]:
+    """Yield a layer and those that have to be float with it: what stands between two is else quantized by the other."""
+    yield layer.output
+    if layer.unbalanced_with:
+        yield layer.unbalanced_with
+    elif layer.part == "activations" and layer.reads:
+        yield layer.reads
 
 
 class _Samples:

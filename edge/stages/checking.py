@@ -39,7 +39,6 @@ GOLDEN_VECTORS = 16
 # A golden output may differ by one step of its scale between kernel sets on a few elements.
 _GOLDEN_STEPS = 1
 _GOLDEN_SHARE = 0.999
-_GOLDEN_FLOAT_TOLERANCE = 1e-3
 
 
 def run_real(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -141,7 +140,7 @@ def check_programs(request: dict[str, Any], progress: Progress) -> dict[str, Any
             progress("checking accuracy", (index + 1) / reference.count)
     # A fine-tuned network computes something else than the one it was made of, and shall.
     trained = bool(request.get("trained"))
-    carrier_findings = () if trained else parity.carrier_findings(carrier.parity.result())
+    carrier_findings = () if trained else _carrier_findings(Path(request["carrier"]), carrier)
     results = []
     for subject, wanted in zip(subjects, request["programs"], strict=True):
         write_golden(Path(wanted["golden"]), subject.golden)
@@ -156,6 +155,25 @@ def check_programs(request: dict[str, Any], progress: Progress) -> dict[str, Any
             summary["rounding"] = rounding.sensitivity(Path(wanted["path"]), samples, reference, make, run_real)
         results.append(summary)
     return {"programs": results}
+
+
+def _carrier_findings(path: Path, carrier: Subject) -> tuple[Finding, ...]:
+    """Return where the float carrier is not its source; with fake quantization values between two steps take either."""
+    least = parity.FAKE_QUANTIZED_MIN_DB if _fake_quantized(path) else parity.CARRIER_MIN_DB
+    return parity.carrier_findings(carrier.parity.result(), min_db=least)
+
+
+def _fake_quantized(path: Path) -> bool:
+    if path.suffix == ".tflite":
+        from edge.targets.litert import flatbuffer, learned
+
+        return learned.carries(flatbuffer.load(path))
+    if path.suffix == ".pt2":
+        from edge.targets import torch_fake_quant
+        from edge.targets.executorch import carrier
+
+        return torch_fake_quant.marks(carrier.load(path)[0].graph)
+    return False
 
 
 def _open(runtime: str, path: str, kernels: str) -> Session:
@@ -247,7 +265,8 @@ def check_artifact(request: dict[str, Any], progress: Progress) -> dict[str, Any
     findings: list[Finding] = []
     if request["golden"]:
         exact = request["golden_kernels"] == request["kernels"]
-        findings += compare_golden(session, read_golden(Path(request["golden"])), exact=exact)
+        golden = read_golden(Path(request["golden"]))
+        findings += compare_golden(session, golden, exact=exact, scheme=request["scheme"])
     if request["runtime"] == "executorch":
         from edge.targets.executorch import vectors
 
@@ -278,12 +297,15 @@ def evaluate(
     return _summary(carrier.metric, carrier, subject, request["kernels"], findings)
 
 
-def compare_golden(session: Session, golden: Mapping[str, Mapping[str, Array]], *, exact: bool) -> list[Finding]:
+def compare_golden(
+    session: Session, golden: Mapping[str, Mapping[str, Array]], *, exact: bool, scheme: str = "float32"
+) -> list[Finding]:
     """Return an error finding per output that does not repeat its golden vectors.
 
-    With the kernels that wrote them (`exact`) integers must be equal; with others 99.9 % of the elements must lie
-    within one step, floats within 1e-3 of the output's size.
+    With the kernels that wrote them (`exact`) integers must be equal, floats within 1e-3 of the output's size; with
+    others 99.9 % of the elements must lie within one step, floats within `parity.float_tolerance` of the recipe.
     """
+    tolerance = parity.float_tolerance("float32" if exact else scheme)
     names = {t.name: t for t in session.signature.outputs}
     if set(golden["in"]) != {t.name for t in session.signature.inputs} or set(golden["out"]) != set(names):
         raise ArtifactError("The golden vectors are for other inputs or outputs.", hint="Build the artifact again.")
@@ -292,7 +314,7 @@ def compare_golden(session: Session, golden: Mapping[str, Mapping[str, Array]], 
     for i in range(count):
         found = session.run({name: values[i] for name, values in golden["in"].items()})
         for name in names:
-            differing[name] = max(differing[name], _apart(found[name], golden["out"][name][i], exact))
+            differing[name] = max(differing[name], _apart(found[name], golden["out"][name][i], exact, tolerance))
     return [
         Finding(
             rule="GOLDEN_MISMATCH",
@@ -306,13 +328,13 @@ def compare_golden(session: Session, golden: Mapping[str, Mapping[str, Array]], 
     ]
 
 
-def _apart(found: Array, wanted: Array, exact: bool) -> float:
+def _apart(found: Array, wanted: Array, exact: bool, tolerance: float) -> float:
     """Return the share of elements that differ by more than is allowed."""
     if found.shape != wanted.shape:
         return 1.0
     if np.issubdtype(wanted.dtype, np.floating):
         size = float(np.abs(wanted).max(initial=1e-6))
-        return float((~np.isclose(found, wanted, rtol=0, atol=_GOLDEN_FLOAT_TOLERANCE * size, equal_nan=True)).mean())
+        return float((~np.isclose(found, wanted, rtol=0, atol=tolerance * size, equal_nan=True)).mean())
     allowed = 0 if exact else _GOLDEN_STEPS
     return float((np.abs(found.astype(np.int64) - wanted.astype(np.int64)) > allowed).mean())
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge import codec
 from edge.calibration import noise
+from edge.calibration.data import Dataset
 from edge.calibration.search import Candidate, Outcome
 from edge.calibration.selection import Selection
 from edge.errors import UsageError
@@ -16,6 +17,7 @@ from edge.findings import Finding
 from edge.measure import metrics
 from edge.measure.metric import Metric
 from edge.measure.store import OutputReader
+from edge.signature import Signature
 from edge.stages.bench import Bench, run_real
 from edge.targets import registry
 from edge.targets.base import Session
@@ -29,6 +31,7 @@ _LOUD_DB, _FALL_DB = 20.0, 6.0
 _LAYERS = 20
 _FIXED_LAYERS = 2
 _RUNTIMES = ("litert", "edgetpu", "executorch")
+_PLAIN: dict[str, Any] = {"kernels": "xnnpack", "threads": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +48,17 @@ class Rung:
     loses: bool
 
 
-def diagnose(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+# What runs an int8 program with its signature on a device over samples, and returns the rung's name and a session.
+OnDevice = Callable[[Path, Signature, Dataset], tuple[str, Session]]
+
+
+def diagnose(request: dict[str, Any], progress: Progress, *, device: OnDevice | None = None) -> dict[str, Any]:
     """Return where an int8 program loses accuracy: the ladder, the culprit, layers worst first, and measured fixes.
 
     Request: as for `edge.stages.searching:search`, and reference (a folder with the float source's outputs on the
     evaluation samples, or None), program (a built int8 file to be the last rungs; None: one is built), device_kernels.
     The ladder runs on the evaluation samples where there are any, else on held-out calibration samples; layers and
-    fixes on calibration samples only.
+    fixes on calibration samples only. `device` adds the program on a device as the last rung.
     """
     if request["runtime"] not in _RUNTIMES:
         raise UsageError(f"Programs of {request['runtime']} cannot be diagnosed; accepted: {', '.join(_RUNTIMES)}.")
@@ -60,7 +67,7 @@ def diagnose(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         base = bench.measure(Candidate(recipe=bench.base, group="estimators", label=bench.base.name))
         exported = request["runtime"] == "executorch"
         program, ranges = (b"", None) if exported else bench.prepared(bench.base)
-        ladder = _Ladder(bench, request, program, ranges).rungs(progress)
+        ladder = _Ladder(bench, request, program, ranges).rungs(progress, device)
         culprit = _culprit(ladder)
         sensitivity = bench.sensitivity()
         fixes = [_effect(base, outcome) for outcome in _fixes(bench)]
@@ -93,7 +100,7 @@ class _Ladder:
         self._data = codec.from_json(Selection, chosen).open(bench.signature)
         self._reference = OutputReader(Path(request["reference"])) if request.get("reference") else None
 
-    def rungs(self, progress: Progress) -> list[Rung]:
+    def rungs(self, progress: Progress, device: OnDevice | None) -> list[Rung]:
         """Return all rungs in order; each is compared with the float carrier."""
         carrier = self._runtime.open_carrier(Path(self._request["carrier"]))
         expected = self._evaluate(carrier, None)
@@ -104,7 +111,15 @@ class _Ladder:
         for name, session in self._exported(progress) if self._runtime.name == "executorch" else self._programs():
             progress(f"running {name}", None)
             made.append(self._rung(name, self._evaluate(session, carrier), expected, made[-1]))
+        if device is not None:
+            name, session = device(self._final(), self._runtime.open(self._final(), **_PLAIN).signature, self._data)
+            made.append(self._rung(name, self._evaluate(session, carrier), expected, made[-1]))
         return made
+
+    def _final(self) -> Path:
+        """Return the int8 program of the last rungs: the one given, else the one that was built here."""
+        given = self._request.get("program")
+        return Path(given) if given else self._bench.program_of(self._bench.base.name)
 
     def _exported(self, progress: Progress) -> Iterator[tuple[str, Session]]:
         from edge.targets.executorch import ladder
@@ -113,10 +128,8 @@ class _Ladder:
         options = bench.target.options.get("executorch", {})
         carrier = Path(self._request["carrier"])
         yield from ladder.rungs(carrier, bench.signature, bench.base, options, bench.fit, progress)
-        built = self._request.get("program")
-        final = Path(built) if built else bench.program_of(bench.base.name)
         kernels = self._request.get("device_kernels") or "xnnpack"
-        yield f"int8, {kernels} kernels", self._runtime.open(final, kernels=kernels, threads=1)
+        yield f"int8, {kernels} kernels", self._runtime.open(self._final(), kernels=kernels, threads=1)
 
     def _programs(self) -> Iterator[tuple[str, Session]]:
         from edge.targets.litert import flatbuffer
@@ -135,11 +148,7 @@ class _Ladder:
             path = self._workdir / f"{name.replace(' ', '-')}.tflite"
             path.write_bytes(one.program())
             yield name, runtime.open(path, kernels="builtin", threads=1)
-        final = (
-            Path(self._request["program"])
-            if self._request.get("program")
-            else self._workdir / "candidate-0/model.tflite"
-        )
+        final = self._final()
         yield "int8, reference kernels", runtime.open(final, kernels="reference", threads=1)
         device = self._request.get("device_kernels") or "xnnpack"
         if device != "reference":
@@ -234,6 +243,7 @@ def _effect(base: Outcome, outcome: Outcome) -> dict[str, Any]:
         "snr_db": outcome.snr_db,
         "snr_db_before": base.snr_db,
         "operators_float": outcome.operators_float,
+        "operators_float_before": base.operators_float,
     }
 
 
@@ -260,14 +270,14 @@ def _findings(ladder: list[Rung], culprit: str | None, bench: Bench, fixes: list
         message=f"The rung {first.name!r} loses first ({first.drop:.4g} of {bench.metric}, {first.snr_db:.0f} dB): "
         f"{culprit}. The worst layer is {worst.operator} {worst.output!r} ({worst.part}, {worst.snr_db:.0f} dB alone)"
         f"{pair}.",
-        fix=_best_fix(fixes),
+        fix=best_fix(fixes),
     )
 
 
-def _best_fix(fixes: list[dict[str, Any]]) -> str:
-    """Return the fix that helps most by integers throughout, else the best of all."""
+def best_fix(fixes: list[dict[str, Any]]) -> str:
+    """Return the fix that helps most without another operator in float, else the best of all."""
     helping = [f for f in fixes if f["failure"] is None and f["snr_db"] > f["snr_db_before"] + 1]
-    chosen = [f for f in helping if not f["operators_float"]] or helping
+    chosen = [f for f in helping if f["operators_float"] <= f["operators_float_before"]] or helping
     if not chosen:
         return "Nothing tried here helps: train with quantization in mind."
     best = max(chosen, key=lambda f: f["snr_db"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +33,9 @@ _UNVERIFIED = Finding(
 )
 _SEED = 20260101
 _BATCH = 32
-# Up to this long, samples run one by one: a batch has to be compiled first.
-_SECONDS_ONE_BY_ONE = 3.0
+# Up to so many samples, and values in all of them, they run one by one: a batch has to be compiled first. A batch is
+# rounded otherwise in its last bits, so that the choice must not depend on how fast a machine is at the moment.
+_SAMPLES_ONE_BY_ONE, _VALUES_ONE_BY_ONE = 2000, 1 << 23
 
 
 _SUFFIXES = {"litert": ".tflite", "exported": ".pt2", "scripted": ".pt"}
@@ -195,7 +195,7 @@ def _run_reference(loaded: LoadedSource, samples: Dataset, folder: Path, progres
     iterator = iter(samples)
     first = list(itertools.islice(iterator, _BATCH))
     single = [loaded.run(s.inputs) for s in first[:2]]
-    batched = _worth_batching(loaded, first, samples.count) and _batches(loaded, first, single)
+    batched = _worth_batching(first, samples.count) and _batches(loaded, first, single)
     with OutputWriter(folder) as writer:
         stream = itertools.chain(first, iterator)
         while group := list(itertools.islice(stream, _BATCH if batched else 1)):
@@ -214,13 +214,11 @@ def _run_group(loaded: LoadedSource, group: list[Sample]) -> Iterator[dict[str, 
         yield {name: value[i : i + 1] for name, value in outputs.items()}
 
 
-def _worth_batching(loaded: LoadedSource, first: list[Sample], count: int | None) -> bool:
-    if len(first) < _BATCH:
-        return False
-    started = time.perf_counter()
-    loaded.run(first[1].inputs)
-    seconds = time.perf_counter() - started
-    return count is None or seconds * count > _SECONDS_ONE_BY_ONE
+def _worth_batching(first: list[Sample], count: int | None) -> bool:
+    if len(first) < _BATCH or count is None:
+        return len(first) == _BATCH
+    values = sum(np.size(v) for v in first[0].inputs.values())
+    return count > _SAMPLES_ONE_BY_ONE or count * values > _VALUES_ONE_BY_ONE
 
 
 def _batches(loaded: LoadedSource, group: list[Sample], single: list[dict[str, Any]]) -> bool:

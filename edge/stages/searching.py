@@ -10,6 +10,7 @@ from edge import codec
 from edge.calibration.search import Candidate, Group, Outcome, pareto
 from edge.errors import QuantizationError
 from edge.findings import Finding
+from edge.stages import finals
 from edge.stages.bench import Bench, keep_float
 from edge.targets.litert import heads, memory
 
@@ -25,9 +26,9 @@ def search(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Return the recipe that keeps the budget at the least cost, how it was found, and findings.
 
     Request: carrier, signature, recipe (to start from), target, runtime, calibration and evaluation (selections;
-    evaluation samples are never touched), metric (name or None), max_drop (None: 0.01), kernels, workdir, and cache (a
-    folder for outcomes, or None). Result: recipe, options (to lay over the target's), details, findings. Raises
-    QuantizationError where not even the first recipe can be built, DataError.
+    evaluation samples only compare the choice with what the quantizers make alone), metric (name or None), max_drop
+    (None: 0.01), kernels, workdir, and cache (a folder for outcomes, or None). Result: recipe, options (to lay over the
+    target's), details, findings. Raises QuantizationError where not even the first recipe can be built, DataError.
     """
     bench = Bench(request, progress)
     with memory.remembering():
@@ -51,10 +52,14 @@ def _answer(bench: Bench) -> dict[str, Any]:
             hint="See `edgekit inspect` for operators without an integer form.",
         )
     findings = [*bench.split.findings, *_findings(bench, chosen)]
+    last = finals.compare(bench, chosen.candidate)
+    if last is not None and last.winner is not chosen.candidate:
+        chosen = bench.measure(last.winner)
+        findings.append(last.finding())
     return {
         "recipe": codec.to_json(chosen.candidate.recipe),
         "options": dict(chosen.candidate.options),
-        "details": _details(bench, chosen),
+        "details": _details(bench, chosen, last),
         "findings": [codec.to_json(f) for f in findings],
     }
 
@@ -91,8 +96,9 @@ def _corrected(bench: Bench) -> Iterator[Candidate]:
 
 def _equalized(bench: Bench) -> Iterator[Candidate]:
     # Balanced channels have other shapes: what an estimator cut off before need not be cut off now.
-    start = {"estimator": bench.base.estimator, "weights": bench.base.weights, "tune_ranges": True}
-    return _refined(bench, "equalized", "equalized", equalize=True, **start)
+    start = {"estimator": bench.base.estimator, "weights": bench.base.weights}
+    tuned = "tuned" in bench.refinements
+    return _refined(bench, "equalized", "equalized", equalize=True, tune_ranges=tuned, **start)
 
 
 def _rounded(bench: Bench) -> Iterator[Candidate]:
@@ -144,10 +150,11 @@ def _cut_points(bench: Bench) -> Iterator[Candidate]:
         yield bench.candidate(changed, "mixed", label, full_integer=False)
 
 
-def _details(bench: Bench, chosen: Outcome) -> dict[str, Any]:
+def _details(bench: Bench, chosen: Outcome, last: finals.Final | None) -> dict[str, Any]:
     front = pareto(bench.outcomes)
     sensitivity = bench.measured_sensitivity
     runs = sum(o.runs for o in bench.outcomes) + bench.samples + (sensitivity.runs if sensitivity else 0)
+    runs += last.runs if last else 0
     rows = [
         {**_row(bench, outcome), "pareto": position in front, "chosen": outcome is chosen}
         for position, outcome in enumerate(bench.outcomes)
@@ -164,6 +171,7 @@ def _details(bench: Bench, chosen: Outcome) -> dict[str, Any]:
         "candidates": rows,
         "runs": runs,
         "forward_passes": round(runs / bench.samples, 2),
+        "final": last.to_json() if last else None,
         "layers": [codec.to_json(r) for r in sensitivity.layers[:10]] if sensitivity else [],
     }
 

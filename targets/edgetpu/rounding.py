@@ -156,7 +156,7 @@ class NoisySession:
 class RoundingSensitivity:
     """Scores of the program as it is and with rounding that differs, in the unit of the score that was given.
 
-    `baseline` is the score with reference kernels, `scores` one for each noisy run. `rate` is the share of elements
+    `baseline` is the score without disturbance, `scores` one for each noisy run. `rate` is the share of elements
     that differ by one step; `operators` counts the disturbed ones. A higher score is taken to be better.
     """
 
@@ -182,6 +182,12 @@ class RoundingSensitivity:
         return min(self.deltas)
 
 
+def _kernels(graph: flatbuffer.Graph) -> str:
+    """Return the kernels to score with: LiteRT's reference kernel of a quantized SUM ignores the output's scale."""
+    sums = (op for op in graph.ops if op.name == "SUM")
+    return "builtin" if any(graph.tensors[op.outputs[0]].quantization for op in sums) else "reference"
+
+
 def run_sensitivity(
     model: Any,
     score: Callable[[Session], float],
@@ -192,7 +198,7 @@ def run_sensitivity(
     seed: int = 0,
     threads: int = 1,
 ) -> RoundingSensitivity:
-    """Score a quantized `ModelT` with reference kernels, then `runs` times with random rounding of one step.
+    """Score a quantized `ModelT` without disturbance, then `runs` times with random rounding of one step.
 
     `score` runs its evaluation data through the session that it gets. Run number i draws from `seed + i`. Raises
     QuantizationError for a model with nothing to disturb, ConfigError for `runs` below 1 or a `rate` not in 0 to 1.
@@ -205,8 +211,9 @@ def run_sensitivity(
             "The program has no 8-bit operator whose rounding can differ, so there is nothing to try.",
             hint=f"Operators that are tried: {', '.join(sorted(NOISY))}.",
         )
-    exact = LiteRTSession(flatbuffer.dump(model), kernels="reference", threads=threads)
-    disturbed = LiteRTSession(flatbuffer.dump(noisy), kernels="reference", threads=threads)
+    kernels = _kernels(flatbuffer.graph(model))
+    exact = LiteRTSession(flatbuffer.dump(model), kernels=kernels, threads=threads)
+    disturbed = LiteRTSession(flatbuffer.dump(noisy), kernels=kernels, threads=threads)
     # The noisy program's own signature has the noise as inputs, which a score must not see.
     sessions = (NoisySession(disturbed, noise, exact.signature, rate=rate, seed=seed + i) for i in range(runs))
     return RoundingSensitivity(

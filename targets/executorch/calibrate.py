@@ -41,6 +41,7 @@ def observer_class() -> Any:
                 eps=float(torch.finfo(torch.float32).tiny),
             )
             self.estimator, self.tensor = estimator, tensor
+            self.least_step = 0.0
 
         def forward(self, values: Any) -> Any:
             self.estimator.update(self.tensor, values.detach().numpy())
@@ -50,6 +51,10 @@ def observer_class() -> Any:
             low, high = self.estimator.limits().get(self.tensor, (0.0, 0.0))
             if low == high == 0.0:
                 high = _SCALE_OF_ZERO * (self.quant_max - self.quant_min)
+            # The interval that is quantized has 0 in it.
+            span = max(high, 0.0) - min(low, 0.0)
+            wider = max(1.0, self.least_step * (self.quant_max - self.quant_min) / span)
+            low, high = low * wider, high * wider
             return self._calculate_qparams(torch.tensor([low]), torch.tensor([high]))
 
     return EstimatorObserver

@@ -13,7 +13,7 @@ import numpy as np
 from edge import codec
 from edge.errors import DataError, MissingPackageError, SourceError
 from edge.signature import Signature, TensorSpec
-from edge.targets import torch_fake_quant, torch_pickles
+from edge.targets import torch_common, torch_fake_quant, torch_pickles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +45,7 @@ def save(program: Any, signature: Signature, path: Path) -> None:
     # torch.export.save reads the memory of a weight that is empty, a view, or not row by row, beyond its end.
     for weights in (program.state_dict, program.constants):
         weights.update({name: _owned(value) for name, value in weights.items() if isinstance(value, torch.Tensor)})
+    torch_common.forget_places(program)
     torch.export.save(program, str(path), extra_files={SIGNATURE_FILE: contract_text(signature)})
 
 

@@ -9,6 +9,10 @@ from typing import Any
 
 from edge.targets import torch_fake_quant
 
+# Operators with a weight and a bias, at these places among their arguments.
+_LAYERS = ("aten.linear.", "aten.conv1d.", "aten.conv2d.", "aten.conv3d.", "aten.conv_transpose")
+_WEIGHT, _BIAS = 1, 2
+
 
 def fold(program: Any) -> Any | None:
     """Return the graph module of an ExportedProgram with its constant operators evaluated, None where it has none.
@@ -110,3 +114,34 @@ def without_unused(graph: Any) -> Any:
             owner, _, attribute = name.rpartition(".")
             delattr(graph.get_submodule(owner), attribute)
     return graph
+
+
+def separate(graph: Any) -> Any:
+    """Give each layer of a graph module a bias of its own and, where several read one, each convolution its weight.
+
+    Converters share equal constants. Quantizers leave a convolution float whose weight or bias another has already, and
+    XNNPACK stores a bias once, in the steps of its first reader: the others would compute with a wrong one.
+    """
+    taken: set[str] = set()
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or not str(node.target).startswith(_LAYERS):
+            continue
+        for place in (_WEIGHT, _BIAS):
+            held: Any = node.args[place] if len(node.args) > place else None
+            if getattr(held, "op", None) != "get_attr":
+                continue
+            if (name := str(held.target)) not in taken:
+                taken.add(name)
+            elif place == _BIAS or "conv" in str(node.target):
+                _own(graph, node, place, _attribute(graph, name))
+    graph.recompile()
+    return graph
+
+
+def _own(module: Any, node: Any, place: int, value: Any) -> None:
+    """Let one argument of a node read a copy of its constant."""
+    name = torch_fake_quant.register(module, f"edgekit_own_{node.name}_{place}", value)
+    with module.graph.inserting_before(node):
+        copy = module.graph.get_attr(name)
+    copy.meta = dict(node.args[place].meta)
+    node.update_arg(place, copy)

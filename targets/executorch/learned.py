@@ -27,6 +27,7 @@ def paired(program: Any, recipe: Recipe) -> tuple[Any, Finding]:
             hint="Use the recipe int8, which keeps them, or give the float network without fake quantization.",
         )
     graph = copy.deepcopy(program).module(check_guards=False)
+    _drop_idle(graph)
     torch_fake_quant.rewrite(graph)
     total = sum(1 for _ in torch_fake_quant.learned(graph))
     stored = _store_weights(graph)
@@ -40,6 +41,22 @@ def paired(program: Any, recipe: Recipe) -> tuple[Any, Finding]:
         message=f"The network was trained with fake quantization: all of its {total} learned scales "
         f"({total - stored} of activations, {stored} of weights) are kept exactly. What has none stays float.",
     )
+
+
+def _drop_idle(graph: Any) -> None:
+    """Drop assertions on dtypes, and casts to the dtype that there is: they part weights from what reads them."""
+    for node in reversed(list(graph.graph.nodes)):
+        name = str(node.target)
+        if name == "aten._assert_tensor_metadata.default":
+            graph.graph.erase_node(node)
+        elif name.startswith("aten.to.") and node.args and _dtype(node) == _dtype(node.args[0]) is not None:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _dtype(node: Any) -> Any:
+    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _store_weights(graph: Any) -> int:

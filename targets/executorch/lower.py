@@ -60,7 +60,7 @@ def lower(
 
     register_quantized_kernels()
     try:
-        with _listening() as heard:
+        with _listening() as heard, _kept_constants(programs):
             edge = _edge(programs, delegates, options, recipe, contract)
         delegations = {name: _delegation(edge.exported_program(name), heard) for name in programs}
         made = edge.to_executorch(ExecutorchBackendConfig())
@@ -69,6 +69,17 @@ def lower(
     except Exception as error:  # each backend raises its own
         raise _cannot_lower(error, delegates) from error
     return Lowered(program=bytes(made.buffer), delegations=delegations, record=_record(made))
+
+
+@contextlib.contextmanager
+def _kept_constants(programs: Mapping[str, Any]) -> Iterator[None]:
+    """Give programs back the constants that lowering takes out of them: they are run and saved afterwards."""
+    held = {name: dict(program.constants) for name, program in programs.items()}
+    try:
+        yield
+    finally:
+        for name, program in programs.items():
+            program.constants.update(held[name])
 
 
 def register_quantized_kernels() -> None:

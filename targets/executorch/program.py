@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge.errors import MissingPackageError, SourceError
 from edge.signature import Signature, TensorSpec
 from edge.targets.executorch import carrier
 from edge.targets.executorch.lower import CONTRACT_METHOD
+
+T = TypeVar("T")
 
 _MAGIC = (b"ET12", b"ET13")
 # Names of the flatbuffer's scalar types (PyTorch's numbering) as edgekit's dtypes.
@@ -60,14 +62,27 @@ class View:
 
 def read(path: Path) -> View:
     """Return the view of a file. Raises SourceError for what is no valid program."""
+    return parse(_bytes(path), str(path))
+
+
+def deserialized(path: Path) -> Any:
+    """Return ExecuTorch's own record of a file (`PTEFile`). Raises SourceError, MissingPackageError."""
+    return _opened(_bytes(path), str(path), lambda file: file)
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        return parse(path.read_bytes(), str(path))
+        return path.read_bytes()
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def parse(data: bytes, name: str = "The program") -> View:
     """Return the view of a program's bytes. Raises SourceError, MissingPackageError."""
+    return _opened(data, name, _view)
+
+
+def _opened(data: bytes, name: str, make: Callable[[Any], T]) -> T:
     if data[4:8] not in _MAGIC:
         raise SourceError(f"{name} is no ExecuTorch program.", hint="A .pte file has ET12 at byte 4.")
     try:
@@ -78,7 +93,7 @@ def parse(data: bytes, name: str = "The program") -> View:
             hint="pip install 'edgekit[executorch]'",
         ) from error
     try:
-        return _view(deserialize_pte_binary(data))
+        return make(deserialize_pte_binary(data))
     except SourceError:
         raise
     except Exception as error:  # the deserialiser trusts its input: damage shows as any error

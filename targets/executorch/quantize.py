@@ -17,7 +17,7 @@ from edge.findings import Finding
 from edge.isolate import Progress, no_progress
 from edge.signature import Quantization, Signature, TensorSpec
 from edge.targets import torch_fake_quant
-from edge.targets.executorch import bias, calibrate, carrier, constants, learned
+from edge.targets.executorch import bias, calibrate, carrier, constants, equalize, learned, steps
 
 if TYPE_CHECKING:
     from edge.calibration.data import Dataset
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 _QUANTIZE, _DEQUANTIZE = "quantize_per_tensor", "dequantize_per_tensor"
 _MOVERS = frozenset(f"aten.{op}.default" for op in ("permute", "clone", "contiguous", "view", "reshape", "unsqueeze"))
+# More that move values, which an end of the program does not look through.
+_MOVES = frozenset(
+    f"aten.{op}"
+    for op in ("transpose", "squeeze", "slice", "select", "expand", "flatten", "split", "split_with_sizes", "chunk")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,7 @@ def floated(program: Any) -> Any:
 
 def _learned(program: Any, signature: Signature, recipe: Recipe) -> Quantized:
     graph, kept = learned.paired(program, recipe)
+    constants.separate(graph)
     made, findings = _ends(graph, signature, recipe)
     return Quantized(program=_exported(graph, program, signature), signature=made, findings=(*findings, kept))
 
@@ -118,7 +124,9 @@ def _half(program: Any, signature: Signature) -> Any:
 
         def forward(self, *tensors: Any) -> tuple[Any, ...]:
             results = self.inner(*(t.half() if t.dtype == torch.float32 else t for t in tensors))
-            return tuple(r.float() if r.dtype == torch.float16 else r for r in results)
+            # A lone tensor would be taken apart along its batch, a dictionary gives its keys.
+            leaves = torch.utils._pytree.tree_leaves(results)
+            return tuple(r.float() if r.dtype == torch.float16 else r for r in leaves)
 
     return _exported(Half(), program, signature)
 
@@ -174,6 +182,10 @@ def _pt2e(
     graph = made.graph
     _refuse_unchanged(graph, recipe)
     details: dict[str, Any] = {}
+    if made.reference is not None:
+        details["operators_left_float"] = len(_left_float(made.reference))
+    if made.channels_equalized is not None:
+        details |= {"channels_equalized": made.channels_equalized, "calibration_passes": 2}
     if recipe.bias_correction and samples is not None:
         details["bias_correction"] = bias.correct(made.reference, graph, signature, samples, progress)
     signature, findings = _ends(graph, signature, recipe)
@@ -193,6 +205,7 @@ class Converted:
     graph: Any
     reference: Any
     ranges: Ranges | None
+    channels_equalized: int | None = None
 
 
 def converted(
@@ -218,15 +231,22 @@ def converted(
     ranges = None
     try:
         # Preparing folds batch normalisation into weights: those of the float program stay as they are.
-        graph = prepare_pt2e(copy.deepcopy(program).module(check_guards=False), quantizer)
+        own = constants.separate(copy.deepcopy(program).module(check_guards=False))
+        graph = prepare_pt2e(own, quantizer)
+        channels = None
+        if recipe.equalize and samples is not None:
+            progress("equalizing channels", None)
+            channels = equalize.apply(graph, signature, recipe, samples)
         if recipe.needs_calibration and samples is not None:
             calibrate.install(graph, estimator)
             ranges = calibrate.collect(graph, signature, samples, estimator, progress=progress)
+            steps.hold(graph)
         else:
             _see_once(graph, program, signature)
         progress("quantizing", None)
         reference = copy.deepcopy(graph) if recipe.needs_calibration else None
-        return Converted(graph=constants.without_unused(convert_pt2e(graph)), reference=reference, ranges=ranges)
+        made = constants.without_unused(convert_pt2e(graph))
+        return Converted(graph=made, reference=reference, ranges=ranges, channels_equalized=channels)
     except EdgekitError:
         raise
     except Exception as error:  # each quantizer has its own assertions
@@ -331,6 +351,20 @@ def _input_end(graph: Any, node: Any, spec: TensorSpec) -> TensorSpec:
         user.replace_all_uses_with(last)
         graph.graph.erase_node(user)
     return replace(spec, dtype="int8", quantization=_parameters(next(iter(same))))
+
+
+def _left_float(prepared: Any) -> list[str]:
+    """Return the operators of a prepared graph that its quantizer left float; what only moves values is none."""
+    moves = {name.removesuffix(".default") for name in _MOVERS} | _MOVES
+    return [
+        node.name
+        for node in prepared.graph.nodes
+        if node.op == "call_function"
+        and str(node.target).startswith("aten.")
+        and str(node.target).rpartition(".")[0] not in moves
+        and getattr(getattr(node.meta.get("val"), "dtype", None), "is_floating_point", False)
+        and not getattr(node.meta.get("quantization_annotation"), "_annotated", False)
+    ]
 
 
 def _readers(node: Any) -> list[Any]:

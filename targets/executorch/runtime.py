@@ -15,7 +15,7 @@ from edge.findings import Finding
 from edge.isolate import Progress
 from edge.signature import Signature
 from edge.targets.base import Carrier, Inspection, Model, Program, Session, Target
-from edge.targets.executorch import carrier, delegates, faster, inspect, lower, program, session, vectors
+from edge.targets.executorch import carrier, delegates, faster, inspect, lower, program, session, vectors, work
 from edge.targets.executorch import quantize as quantizing
 from edge.targets.executorch.quantize import Quantized
 
@@ -74,13 +74,12 @@ class ExecuTorch:
         return _observed(done, graphs | {n: (p, carrier.unnamed(p)) for n, p in beside.items()})
 
     def inspect(self, path: Path, target: Target | None, options: Mapping[str, Any]) -> Inspection:
-        """Read the program's instructions, memory and needs."""
+        """Read the program's instructions, memory and needs.
+
+        For a target with a roofline the details hold `latency_ms` (predicted), or `latency_note` where there is none.
+        """
         found = inspect.inspect_program(path, options)
-        if target is None or "roofline" not in target.hardware:
-            return found
-        # What a delegate computes is not in the file in a form that could be counted.
-        note = "no latency is predicted: the operators inside of delegates are not known; measure it on the board"
-        return replace(found, details={**found.details, "latency_note": note})
+        return replace(found, details={**found.details, **work.predicted_latency(path, target)})
 
     def open(self, path: Path, *, kernels: str, threads: int) -> Session:
         """Load the program. Raises SourceError for a damaged file, UsageError for an unknown kernel set."""

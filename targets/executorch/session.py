@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,13 +40,16 @@ class ExecuTorchSession:
     def __init__(self, data: bytes, signature: Signature, *, method: str = "forward", threads: int = 1) -> None:
         self.signature = signature
         self._program = loaded(data, threads=threads)
-        try:
-            self._method = self._program.load_method(method)
-        except (RuntimeError, KeyError) as error:
+        if method not in self._program.method_names:
             raise SourceError(
-                f"ExecuTorch cannot load the method {method!r}: {_first(error)}",
-                hint=f"The program has the methods {', '.join(sorted(self._program.method_names))}.",
-            ) from error
+                f"The program has no method {method!r}.",
+                hint=f"It has the methods {', '.join(sorted(self._program.method_names))}.",
+            )
+        with _stderr() as words:
+            try:
+                self._method = self._program.load_method(method)
+            except (RuntimeError, KeyError) as error:
+                raise not_loaded(method, _first(error), words()) from error
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once and return copies. Raises DataError for a wrong name, shape or dtype, SourceError if it fails."""
@@ -54,6 +62,48 @@ class ExecuTorchSession:
                 hint="Sizes beyond the bounds of a dynamic dimension are refused; the log has the runtime's words.",
             ) from error
         return carrier.as_arrays(self.signature, results)
+
+
+@contextlib.contextmanager
+def _stderr() -> Iterator[Callable[[], str]]:
+    """Yield a function that returns what this process, its C++ parts included, has written to stderr since; pass it on.
+
+    The runtime gives its reasons there and nowhere else.
+    """
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        before = os.dup(2)
+        os.dup2(held.fileno(), 2)
+
+        def written() -> str:
+            os.lseek(held.fileno(), 0, os.SEEK_SET)
+            return b"".join(iter(lambda: os.read(held.fileno(), 1 << 16), b"")).decode(errors="replace")
+
+        try:
+            yield written
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            sys.stderr.write(written())
+
+
+def not_loaded(method: str, error: str, said: str) -> SourceError:
+    """Return the error for a method that the runtime does not load: `error` is its own, `said` what it wrote before."""
+    if found := re.search(r"Failed to create (.+?) node (\d+) with code: xnn_status_(\w+)", said):
+        kind, number, status = found.groups()
+        why = status.replace("_", " ")
+        return SourceError(
+            f"ExecuTorch cannot load the method {method!r}: XNNPACK refuses its {kind}, node {number} of the subgraph "
+            f"({why}).",
+            hint="Build with that kind of operator left float (--keep-float conv2d, --keep-float linear), or with the "
+            "recipe dynamic. A program of float32 tells whether quantization is to blame.",
+        )
+    reason = next((w.strip() for w in reversed(re.findall(r"^\[\w+\.cpp:\d+\] (.*)$", said, re.MULTILINE))), error)
+    return SourceError(
+        f"ExecuTorch cannot load the method {method!r}: {error} ({reason})",
+        hint="`edgekit inspect` lists the backends and operators that the program needs; the runtime has to have them, "
+        "and the versions of ExecuTorch have to fit.",
+    )
 
 
 def _first(error: BaseException) -> str:

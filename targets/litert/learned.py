@@ -451,7 +451,7 @@ def _rescale_biases(model: Any, original: flatbuffer.Graph, reals: Mapping[str, 
 
 
 # What goes with learned scales: neither ranges nor weights change.
-_KEEPING = frozenset({"corrected", "split outputs"})
+_KEEPING = frozenset({"corrected", "split outputs", "ptq", "aeq"})
 
 
 def check(learned: Learned, recipe: Recipe) -> None:

@@ -41,6 +41,7 @@ from edge.targets.litert.pixels import Pixels
 
 # In order of preference; the first whose program is integer throughout wins, else the one that leaves least float.
 QUANTIZERS = (aeq.NAME, ptq.NAME)
+_NAMED = {"aeq": aeq.NAME, "ptq": ptq.NAME}
 # An int8 step of a wider interval is above 4000: next to it ordinary activations are all 0.
 _WIDE = 1e6
 
@@ -263,7 +264,7 @@ def _best(ready: Calibrated, recipe: Recipe, samples: Iterable[Any] | None) -> t
     if recipe.weights == "mse" and ready.ranges is not None:
         # Only for the quantizers: the float program that all is compared with keeps its weights.
         ready = replace(ready, program=weights.clipped(ready.program, ready.ranges, recipe))
-    for name in QUANTIZERS if ptq.accepts(recipe) else (aeq.NAME,):
+    for name in _quantizers(recipe):
         try:
             attempt = _attempt(name, ready, recipe, samples)
         except (QuantizationError, SourceError) as error:
@@ -275,6 +276,18 @@ def _best(ready: Calibrated, recipe: Recipe, samples: Iterable[Any] | None) -> t
     if not found:
         raise QuantizationError(" ".join(failures.values()), hint="Keep the operator named here float, or replace it.")
     return min(found, key=lambda a: a.coverage.cost), failures
+
+
+def _quantizers(recipe: Recipe) -> tuple[str, ...]:
+    """Return who may make the recipe's program, in order of preference."""
+    if recipe.quantizer == "ptq" and not ptq.accepts(recipe):
+        raise QuantizationError(
+            f"{ptq.NAME} knows no overrides, and the recipe {recipe.name} has {len(recipe.overrides)}.",
+            hint="Leave out -ptq, or the overrides.",
+        )
+    if recipe.quantizer:
+        return (_NAMED[recipe.quantizer],)
+    return QUANTIZERS if ptq.accepts(recipe) else (aeq.NAME,)
 
 
 def _attempt(name: str, ready: Calibrated, recipe: Recipe, samples: Iterable[Any] | None) -> _Attempt:

@@ -15,7 +15,7 @@ from edge.errors import DataError, QuantizationError, ToolError
 from edge.findings import Finding
 from edge.isolate import Progress
 from edge.targets.torch_common import first_line, quiet
-from edge.targets.torch_mobile import branches, saturation
+from edge.targets.torch_mobile import branches, feeding, saturation
 from edge.targets.torch_mobile.rebuild import Rebuilt, rebuild
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def _prepared(program: Any, recipe: Recipe, example: tuple[Any, ...]) -> tuple[R
         if not unable:
             for end in ends:
                 end.register_forward_pre_hook(saturation.clamp)
+            feeding.observe(prepared)
             return rebuilt, prepared
         clamped |= unable
 

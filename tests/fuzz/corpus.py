@@ -335,6 +335,15 @@ max_latency = "5ms p90 measured"
 max_size = "500kB"
 min_mapped = "95%"
 """
+POSTPROCESS = b"""kind = "detection"
+boxes = 0
+scores = "out1"
+activation = "sigmoid"
+iou_threshold = 0.5
+box_format = "yxyx"
+box_scales = [10, 10, 5, 5.0]
+anchors = { strides = [8, 16], ratios = [1.0, 2.0] }
+"""
 DEVICES = b"""[bench-pi]
 device = "ssh://pi@host:22"
 python = "/opt/python3"

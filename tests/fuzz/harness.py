@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import io
 import json
+import math
 import os
 import resource
 import shutil
@@ -28,6 +29,8 @@ from edge.errors import EdgekitError
 from tests.fuzz.mutators import Mutator
 
 _CASE_LIMIT_S = 20.0  # on a busy machine too
+# Processes of their own import frameworks each time.
+_IMPORT_LIMIT_S = 300.0
 _MEMORY_BYTES = 6 * 2**30  # beyond what the process reserves at its start
 _GROWTH_KIB = 2**20
 _MOST_FINDINGS = 20
@@ -38,7 +41,8 @@ _DIED = "the process died"
 class Reader:
     """One reader: `corpus` makes whole inputs, `mutate` breaks one, `read` takes the file in an empty folder.
 
-    `isolated`: it starts child processes by design, so few cases are run.
+    `isolated`: it starts child processes by design, so few cases are run. `frameworks`: it imports
+    some in this process.
     """
 
     name: str
@@ -47,7 +51,18 @@ class Reader:
     read: Callable[[Path], object]
     file: str = "input"
     isolated: bool = False
+    frameworks: bool = False
     accepts: bool = True  # its whole inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """Which cases to run: numbers from `first` to before `end` of a seed, as many as begin within `seconds`."""
+
+    first: int
+    end: int
+    seed: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +99,15 @@ def case_bytes(reader: Reader, corpus: list[bytes], seed: int, case: int) -> byt
     return reader.mutate(rng.choice(corpus), rng)
 
 
-def run(reader: Reader, cases: int, seed: int, first: int = 0) -> Result:
-    """Run the cases in a child process; one that dies is a finding, and the rest is run in another."""
+def run(reader: Reader, cases: int, seed: int, seconds: float = math.inf) -> Result:
+    """Run the cases in a child process, as many as begin within `seconds`.
+
+    A child that dies is a finding, and the rest is run in another.
+    """
     total = Result(reader=reader.name)
-    done = first
+    done = 0
     while done < cases and len(total.findings) < _MOST_FINDINGS:
-        part, died = _in_child(reader, cases, seed, done)
+        part, died = _in_child(reader, Cases(first=done, end=cases, seed=seed, seconds=seconds - total.seconds))
         total.cases += part.cases
         total.seconds += part.seconds
         total.refused += part.refused
@@ -102,25 +120,25 @@ def run(reader: Reader, cases: int, seed: int, first: int = 0) -> Result:
     return total
 
 
-def _in_child(reader: Reader, cases: int, seed: int, first: int) -> tuple[Result, tuple[str, int] | None]:
+def _in_child(reader: Reader, cases: Cases) -> tuple[Result, tuple[str, int] | None]:
     with tempfile.TemporaryDirectory(prefix="edgekit-fuzz-") as place:
         told = Path(place) / "result.json"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of threads at fork: none is used in the child
             pid = os.fork()
         if pid == 0:
-            _child(reader, cases, seed, first, Path(place))
+            _child(reader, cases, Path(place))
         os.waitpid(pid, 0)
         progress = Path(place) / "case"
         if told.is_file():
             data = json.loads(told.read_text())
             return Result(**{**data, "findings": [Finding(**f) for f in data["findings"]]}), None
-        at = int(progress.read_text()) if progress.is_file() else first
+        at = int(progress.read_text()) if progress.is_file() else cases.first
         why = Path(place) / "why"
-        return Result(reader=reader.name, cases=at - first), (why.read_text() if why.is_file() else _DIED, at)
+        return Result(reader=reader.name, cases=at - cases.first), (why.read_text() if why.is_file() else _DIED, at)
 
 
-def _child(reader: Reader, cases: int, seed: int, first: int, place: Path) -> None:
+def _child(reader: Reader, cases: Cases, place: Path) -> None:
     code = 1
     try:
         faulthandler.enable()
@@ -128,7 +146,7 @@ def _child(reader: Reader, cases: int, seed: int, first: int, place: Path) -> No
         warnings.simplefilter("ignore")
         if not reader.isolated:
             _limit_memory()
-        result = _cases(reader, cases, seed, first, place)
+        result = _cases(reader, cases, place)
         (place / "result.json").write_text(json.dumps(asdict(result)))
         code = 0
     except BaseException as error:  # of the harness or of whole inputs: told with the first case
@@ -143,19 +161,22 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (reserved + _MEMORY_BYTES, reserved + _MEMORY_BYTES))
 
 
-def _cases(reader: Reader, cases: int, seed: int, first: int, place: Path) -> Result:
+def _cases(reader: Reader, cases: Cases, place: Path) -> Result:
     result = Result(reader=reader.name)
     corpus = reader.corpus()
-    for whole in corpus:
-        _one(reader, whole, place, accepts=reader.accepts)  # what imports and caches cost is not growth
+    for number, whole in enumerate(corpus):
+        # What imports and caches cost is neither growth nor time of a case.
+        _one(reader, whole, place, accepts=reader.accepts, limit_s=_limit(reader) if number else _IMPORT_LIMIT_S)
     started, before = time.monotonic(), _peak_kib()
-    for case in range(first, cases):
+    for case in range(cases.first, cases.end):
+        if time.monotonic() - started > cases.seconds:
+            break
         (place / "case").write_text(str(case))
-        data = case_bytes(reader, corpus, seed, case)
+        data = case_bytes(reader, corpus, cases.seed, case)
         try:
-            result.refused += _one(reader, data, place)
+            result.refused += _one(reader, data, place, limit_s=_limit(reader))
         except _SlowError:
-            result.findings.append(Finding(case=case, what=f"longer than {_CASE_LIMIT_S:g} s", where=""))
+            result.findings.append(Finding(case=case, what=f"longer than {_limit(reader):g} s", where=""))
         except BaseException as error:
             result.findings.append(
                 Finding(case=case, what=f"{type(error).__name__}: {error}"[:300], where=_place(error))
@@ -179,7 +200,11 @@ def _place(error: BaseException) -> str:
     return " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-4:]))
 
 
-def _one(reader: Reader, data: bytes, place: Path, *, accepts: bool = False) -> bool:
+def _limit(reader: Reader) -> float:
+    return _IMPORT_LIMIT_S if reader.isolated else _CASE_LIMIT_S
+
+
+def _one(reader: Reader, data: bytes, place: Path, *, limit_s: float, accepts: bool = False) -> bool:
     """Run one case in a new folder; return whether it was refused. Raises whatever is no EdgekitError."""
     folder = place / "in"
     folder.mkdir()
@@ -187,7 +212,7 @@ def _one(reader: Reader, data: bytes, place: Path, *, accepts: bool = False) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     try:
-        with _limited(), _silent(), contextlib.chdir(folder):
+        with _limited(limit_s), _silent(), contextlib.chdir(folder):
             reader.read(path)
     except EdgekitError as error:
         assert str(error).strip(), "an error without words"
@@ -202,10 +227,10 @@ def _one(reader: Reader, data: bytes, place: Path, *, accepts: bool = False) -> 
 
 
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
+def _limited(limit_s: float) -> Iterator[None]:
     # Native code that hangs gets no Python signal: then the whole process goes.
-    faulthandler.dump_traceback_later(3 * _CASE_LIMIT_S, exit=True)
-    signal.setitimer(signal.ITIMER_REAL, _CASE_LIMIT_S)
+    faulthandler.dump_traceback_later(3 * limit_s, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         yield
     finally:

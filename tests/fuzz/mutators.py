@@ -7,6 +7,7 @@ import io
 import json
 import math
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from random import Random
@@ -208,6 +209,57 @@ def archive(data: bytes, rng: Random) -> bytes:
         for name, content, how in members:
             made.writestr(zipfile.ZipInfo(name), content, how)
     return stream.getvalue()
+
+
+def members(data: bytes, rng: Random) -> bytes:
+    """Break, drop or exchange members of an archive that stands for a folder; the archive itself stays whole."""
+    with zipfile.ZipFile(io.BytesIO(data)) as held:
+        files = {i.filename: held.read(i) for i in held.infolist()}
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        name = rng.choice(sorted(files))
+        match rng.randrange(10):
+            case 0 if len(files) > 1:
+                del files[name]
+            case 1:
+                files[name] = files[rng.choice(sorted(files))]
+            case 2:
+                files[name] = bytes(len(files[name]))
+            case _:
+                files[name] = of_content(files[name])(files[name], rng)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as made:
+        for name, content in files.items():
+            made.writestr(zipfile.ZipInfo(name), content)
+    return stream.getvalue()
+
+
+def tar(data: bytes, rng: Random) -> bytes:
+    """Change a member's header (name, kind, link, size, mode) with a right checksum; else break the archive's bytes."""
+    if rng.random() < 0.4:
+        return raw(data, rng)
+    made = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(data)) as held, tarfile.open(fileobj=made, mode="w") as archive:
+        entries = [(i, stream.read() if (stream := held.extractfile(i)) else b"") for i in held.getmembers()]
+        at = rng.randrange(len(entries))
+        _tar_step(entries[at][0], rng)
+        for entry, content in [*entries, rng.choice(entries)]:
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
+
+
+def _tar_step(entry: tarfile.TarInfo, rng: Random) -> None:
+    escapes = ("../../escape", "/tmp/escape", "a/../../b", "", "x" * 300, "..", ".", "a\0b", "a\nb")
+    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"?")
+    match rng.randrange(4):
+        case 0:
+            entry.name = rng.choice(escapes)
+        case 1:
+            entry.type, entry.linkname = rng.choice(kinds), rng.choice(escapes)
+        case 2:
+            entry.mode = rng.choice((0, 0o7777, 0o400, 2**21 - 1))
+        case _:
+            entry.pax_headers = {rng.choice(("path", "size", "GNU.sparse.realsize", "linkpath")): rng.choice(escapes)}
 
 
 def of_content(content: bytes) -> Mutator:

@@ -8,37 +8,51 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge import artifact, inspection, isolate, project, reproduction
+from edge import (
+    anchors,
+    artifact,
+    checkup,
+    history,
+    inspection,
+    isolate,
+    jobs,
+    parcel,
+    postprocess_options,
+    project,
+    reproduction,
+)
 from edge.apps import aar, bundle, writer
 from edge.apps.bundle import ExportOptions
 from edge.artifact import Artifact
+from edge.budgets import Budgets
 from edge.cache import Store
 from edge.calibration.data import open_dataset
 from edge.cli import report
 from edge.content import Digests
-from edge.devices import attach, base, client, native_agent, stopwatch_client, tool_output
+from edge.devices import attach, base, client, lock, native_agent, profiling, stopwatch_client, tool_output
 from edge.devices.fake import FakeDevice
 from edge.devices.programs import DeviceProgram
 from edge.errors import EdgekitError
 from edge.measure.latency_record import PROFILES
+from edge.profiling import recorded
 from edge.report import comparison, console
 from edge.sources import keras_file, sniff
 from edge.sources import registry as sources
 from edge.targets import registry
 from edge.targets.edgetpu import compiler_log, package
 from edge.targets.torch_mobile import session as torch_mobile
-from tests.fuzz import corpus, mutators
+from tests.fuzz import corpus, mutators, stage_readers
 from tests.fuzz.harness import Reader
+from tests.fuzz.stage_readers import ROOT, made
 from tests.small_models import labelled_data
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 _target = functools.cache(registry.target)
 
@@ -69,6 +83,9 @@ def _rest(path: Path, *, sealed: bool = True) -> Path:
     return path.parent
 
 
+_ANSWER: dict[str, Any] = {"accuracy": None, "parity": None, "findings": []}
+
+
 def _shown(opened: Artifact) -> None:
     """Show an artifact in every form; a form that refuses it leaves the others to be tried."""
     tasks: list[Callable[[], object]] = [
@@ -77,6 +94,8 @@ def _shown(opened: Artifact) -> None:
         lambda: comparison.show([opened, opened]),
         lambda: reproduction._project(opened, reproduction.Places(), opened.path),
         lambda: reproduction.compare(opened, opened),
+        lambda: history._run(opened),
+        lambda: checkup._checked(opened, _ANSWER, None, "emulated", Budgets(), checkup.target_of(opened.manifest)),
     ]
     refused = None
     for task in tasks:
@@ -140,6 +159,39 @@ def _entry() -> list[bytes]:
 def _data(path: Path) -> None:
     for sample in open_dataset(str(path), corpus.SIGNATURE, role="evaluation"):
         sample.inputs["x"].sum()
+
+
+def _anchors(path: Path) -> None:
+    anchors.read_file(path)
+
+
+def _postprocess(path: Path) -> None:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        postprocess_options.from_table(tomllib.loads(text))
+    except (tomllib.TOMLDecodeError, RecursionError):
+        postprocess_options.from_text(text.replace("\n", ",").replace('"', "").replace(" ", ""))
+
+
+def _labels(path: Path) -> None:
+    bundle._labels(path, ())
+    project.resolve({"source": "m.tflite", "targets": ["rpi4"], "labels": path.name})
+
+
+def _parcel(path: Path) -> None:
+    content = path.read_bytes()
+    place = path.parent / "unpacked"
+    place.mkdir()
+    parcel.unpack([parcel.Parcel(path="a", digest="", content=content)], place)
+
+
+def _packed() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "net"
+        folder.mkdir()
+        (folder / "model.tflite").write_bytes(bytes(700))
+        (folder / "manifest.json").write_text("{}")
+        return [parcel.pack(folder, Path(place)).content]
 
 
 def _image(path: Path) -> None:
@@ -210,7 +262,22 @@ TOLD = {
     "loaded_kib": 2,
     "peak_kib": 3,
     "starts": [{"total": 1.0}],
-    "operators": [{"name": "x", "us": 1.0}],
+    "operators": [{"name": "x", "place": "CPU", "mean_us": 1.0, "runs": 3}],
+    "trace": [
+        {
+            "at_s": 0.1 * i,
+            "frequencies_khz": {"0": 1500000},
+            "temperatures_c": {"cpu": 40.0},
+            "throttled": 0,
+            "power_w": 3.0,
+        }
+        for i in range(4)
+    ],
+    "power_source": "sensor",
+    "idle_w": [2.0, 2.1],
+    "spans": {"copy_in_ms": 0.1, "run_ms": 1.0, "read_back_ms": 0.1},
+    "memory": {"before_kib": 1, "loaded_kib": 2, "peak_kib": 3},
+    "controls": [],
     "model": "Pi",
     "machine": "aarch64",
     "cpus": 4,
@@ -227,8 +294,38 @@ def _agent_answers() -> list[bytes]:
     return [_line("edgekit"), json.dumps(wrong).encode() + b"\n"]
 
 
+def _profile_answers() -> list[bytes]:
+    return [_line("edgekit")]
+
+
+def _job_answers() -> list[bytes]:
+    return [b'{"verdict": "pass"}', b'{"error": {"message": "m", "hint": null}}', b'[{"artifact": "a"}]']
+
+
 def _native_answers() -> list[bytes]:
     return [_line("edgekit-native")]
+
+
+def _profile(path: Path) -> None:
+    """Make and show the record of a profile from what a device answers, as `edgekit profile` does."""
+    opened = Artifact(path=path.parent, manifest=corpus.manifest())
+    sample = {"x": np.zeros((1, 16), np.float32)}
+    subject = profiling.Subject(artifact=opened, program=_program(path.parent), sample=sample)
+    sent = path.parent / "sent"
+    sent.write_bytes(_sent_back()[0])
+    with _Odd(path.read_bytes(), sent) as device:
+        told, _ = profiling.profile_on_device(subject, device, profiling.Settings(profile="smoke", per_op=True))
+    recorded(subject, told, name="x", stands_in=False, samples_file=None)
+
+
+def _lock(path: Path) -> None:
+    with path.open("r", errors="replace") as stream:
+        assert lock._told(stream).startswith(("process", "an unknown"))
+
+
+def _job(path: Path) -> None:
+    done = jobs._done(jobs.Job(name="j", arguments=()), 0, path.read_text(errors="replace"), [])
+    assert done.record is not None or done.error is not None
 
 
 def _program(folder: Path) -> DeviceProgram:
@@ -327,17 +424,6 @@ def _cli(*arguments: str) -> Callable[[Path], None]:
     return read
 
 
-def _made(maker: str) -> Callable[[], list[bytes]]:
-    """Return the corpus that tests/fuzz/frameworks.py makes in a process of its own: frameworks dislike being forked."""  # noqa: E501
-
-    def make() -> list[bytes]:
-        command = [sys.executable, "-m", "tests.fuzz.frameworks", maker]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-        return [done.stdout]
-
-    return make
-
-
 _INIT = ("init", "FILE", "--target", "rpi4", "-o", "made.toml")
 _M = mutators
 _ALL = (
@@ -408,6 +494,24 @@ _ALL = (
         read=_data,
         file="d.npy",
     ),
+    Reader(
+        name="anchors-npy",
+        corpus=lambda: [corpus.npy(np.ones((6, 4), np.float32))],
+        mutate=_M.raw,
+        read=_anchors,
+        file="a.npy",
+    ),
+    Reader(name="anchors-text", corpus=lambda: [b"0.5,0.5,1,1\n0.25,0.5,1,2\n"], mutate=_M.text, read=_anchors),
+    Reader(name="postprocess", corpus=lambda: [corpus.POSTPROCESS], mutate=_M.text, read=_postprocess),
+    Reader(name="labels", corpus=lambda: ["cat\nd\u00f6g\n".encode()], mutate=_M.text, read=_labels),
+    Reader(name="parcel", corpus=_packed, mutate=_M.tar, read=_parcel, file="p.tar"),
+    Reader(name="job-answer", corpus=_job_answers, mutate=_M.json_text, read=_job),
+    Reader(
+        name="lock-file",
+        corpus=lambda: [b'{"pid": 12, "since": "10:00:00", "command": "check a"}'],
+        mutate=_M.json_text,
+        read=_lock,
+    ),
     Reader(name="csv", corpus=corpus.table, mutate=_M.text, read=_data, file="d.csv", accepts=False),
     Reader(name="image", corpus=corpus.pictures, mutate=_M.raw, read=_image, file="i.png"),
     Reader(name="wav", corpus=lambda: [corpus.sound()], mutate=_M.raw, read=_sound, file="s.wav"),
@@ -432,6 +536,7 @@ _ALL = (
         read=_agent(stopwatch_client.Stopwatch),
         accepts=False,
     ),
+    Reader(name="profile-answer", corpus=_profile_answers, mutate=_M.json_text, read=_profile),
     Reader(name="agent-file", corpus=_sent_back, mutate=_M.archive, read=_agent(client.Agent, file=True)),
     Reader(name="native-file", corpus=lambda: [bytes(16)], mutate=_M.raw, read=_agent(_native, file=True)),
     Reader(
@@ -445,30 +550,28 @@ _ALL = (
         file="m.tflite",
         isolated=True,
     ),
-    Reader(
-        name="cli-keras", corpus=_made("keras"), mutate=_M.archive, read=_cli(*_INIT), file="m.keras", isolated=True
-    ),
-    Reader(name="cli-h5", corpus=_made("h5"), mutate=_M.raw, read=_cli(*_INIT), file="m.h5", isolated=True),
-    Reader(name="cli-onnx", corpus=_made("onnx"), mutate=_M.raw, read=_cli(*_INIT), file="m.onnx", isolated=True),
-    Reader(name="cli-pt2", corpus=_made("pt2"), mutate=_M.archive, read=_cli(*_INIT), file="m.pt2", isolated=True),
+    Reader(name="cli-keras", corpus=made("keras"), mutate=_M.archive, read=_cli(*_INIT), file="m.keras", isolated=True),
+    Reader(name="cli-h5", corpus=made("h5"), mutate=_M.raw, read=_cli(*_INIT), file="m.h5", isolated=True),
+    Reader(name="cli-onnx", corpus=made("onnx"), mutate=_M.raw, read=_cli(*_INIT), file="m.onnx", isolated=True),
+    Reader(name="cli-pt2", corpus=made("pt2"), mutate=_M.archive, read=_cli(*_INIT), file="m.pt2", isolated=True),
     Reader(
         name="cli-torchscript",
-        corpus=_made("torchscript"),
+        corpus=made("torchscript"),
         mutate=_M.archive,
         read=_cli(*_INIT, "--shape", "input=1,8"),
         file="m.pt",
         isolated=True,
     ),
     Reader(
-        name="cli-pte", corpus=_made("pte"), mutate=_M.raw, read=_cli("inspect", "FILE"), file="m.pte", isolated=True
+        name="cli-pte", corpus=made("pte"), mutate=_M.raw, read=_cli("inspect", "FILE"), file="m.pte", isolated=True
     ),
     Reader(
         name="cli-ptl",
-        corpus=_made("ptl"),
+        corpus=made("ptl"),
         mutate=_M.archive,
         read=_cli("inspect", "FILE"),
         file="m.ptl",
         isolated=True,
     ),
 )
-READERS = {reader.name: reader for reader in _ALL}
+READERS = {reader.name: reader for reader in (*_ALL, *stage_readers.READERS)}

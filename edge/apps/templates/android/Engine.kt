@@ -27,6 +27,9 @@ import org.pytorch.Tensor
 //#if NEEDS_FILE
 import java.io.File
 //#end
+//#if TFLITE
+import java.nio.Buffer
+//#end
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 
@@ -110,9 +113,12 @@ private class ModelEngine(context: Context, threads: Int) : Engine {
     private val interpreter = Interpreter(modelBuffer(context), Interpreter.Options().setNumThreads(threads))
     private val key: String? = interpreter.signatureKeys.let { keys -> keys.find { it == "serving_default" } ?: keys.firstOrNull() }
 
+    private val given = Contract.inputs.map { direct(it.bytes) }
+    private val taken = Contract.outputs.map { direct(it.bytes) }
+
     override fun run(inputs: List<ByteArray>): List<ByteArray> {
-        val given = inputs.map { direct(it.size).apply { put(it); rewind() } }
-        val taken = Contract.outputs.map { direct(it.bytes) }
+        given.forEachIndexed { i, buffer -> rewound(buffer).put(inputs[i]) }
+        (given + taken).forEach { rewound(it) }
         if (key != null) {
             val byName = Contract.inputs.indices.associate { Contract.inputs[it].name to (given[it] as Any) }
             interpreter.runSignature(byName, Contract.outputs.indices.associate { Contract.outputs[it].name to (taken[it] as Any) }, key)
@@ -123,7 +129,7 @@ private class ModelEngine(context: Context, threads: Int) : Engine {
             }
             interpreter.runForMultipleInputsOutputs(Array<Any>(places.size) { given[places[it]] }, results)
         }
-        return taken.map { buffer -> ByteArray(buffer.capacity()).also { buffer.rewind(); buffer.get(it) } }
+        return taken.map { buffer -> ByteArray(buffer.capacity()).also { rewound(buffer).get(it) } }
     }
 
     /** The position of a tensor of that name, else [fallback]. */
@@ -135,6 +141,13 @@ private class ModelEngine(context: Context, threads: Int) : Engine {
     private companion object {
         fun direct(size: Int): ByteBuffer = ByteBuffer.allocateDirect(size).order(ByteOrder.nativeOrder())
 
+        /** Called through the base class: ByteBuffer's own rewind is not on every Android that the module is for. */
+        fun rewound(buffer: ByteBuffer): ByteBuffer {
+            val base: Buffer = buffer
+            base.rewind()
+            return buffer
+        }
+
         /** The model mapped from the package; read where the package stores it compressed. */
         fun modelBuffer(context: Context): ByteBuffer = try {
             context.assets.openFd(Contract.MODEL_FILE).use { file ->
@@ -144,7 +157,7 @@ private class ModelEngine(context: Context, threads: Int) : Engine {
             }
         } catch (_: IOException) {
             val data = context.assets.open(Contract.MODEL_FILE).use { it.readBytes() }
-            direct(data.size).apply { put(data); rewind() }
+            rewound(direct(data.size).apply { put(data) })
         }
     }
 }

@@ -29,7 +29,8 @@ import @@PACKAGE@@.@@NAME@@
 import kotlin.concurrent.thread
 
 class MainActivity : ComponentActivity() {
-    private val model by lazy { @@NAME@@(this).apply { warmUp() } }
+    private val opening = lazy { @@NAME@@(this).apply { warmUp() } }
+    private val model by opening
 
     override fun onCreate(savedInstanceState: Bundle?) {
         super.onCreate(savedInstanceState)
@@ -38,7 +39,7 @@ class MainActivity : ComponentActivity() {
 
     override fun onDestroy() {
         super.onDestroy()
-        thread { model.close() }
+        if (opening.isInitialized()) thread { model.close() }
     }
 
     @Composable

@@ -11,10 +11,11 @@ import java.security.MessageDigest
 import java.util.concurrent.Callable
 import java.util.concurrent.ExecutionException
 import java.util.concurrent.Executors
+import java.util.concurrent.RejectedExecutionException
 
 /**
  * The model. Every call runs on the model's own thread and waits for it, so any thread but the main one may call;
- * calls of several threads take turns. Close it to give memory and thread back.
+ * calls of several threads take turns. Opening it loads the model: keep one for as long as it is needed, then close it.
  */
 class @@NAME@@(context: Context, threads: Int = 2) : Closeable {
     private val executor = Executors.newSingleThreadExecutor { task -> Thread(task, "@@NAME@@").apply { isDaemon = true } }
@@ -34,6 +35,8 @@ class @@NAME@@(context: Context, threads: Int = 2) : Closeable {
         executor.submit(Callable { task() }).get()
     } catch (error: ExecutionException) {
         throw error.cause ?: error
+    } catch (_: RejectedExecutionException) {
+        throw IllegalStateException("the model is closed")
     }
 
     /** Run once on stored inputs, in the order of the contract; the stored outputs, in the contract's order. */
@@ -53,7 +56,7 @@ class @@NAME@@(context: Context, threads: Int = 2) : Closeable {
     fun predict(@@PARAMETERS@@): @@RESULT@@ = finish(listOf(@@ENCODED@@))
 //#if HAS_IMAGE
 
-    /** The result for raw samples, images as bitmaps. */
+    /** The result for raw samples, images as bitmaps: upright, as a photograph's EXIF orientation is not part of them. */
     fun predict(@@BITMAP_PARAMETERS@@): @@RESULT@@ = predict(@@BITMAP_ARGUMENTS@@)
 //#end
 //#if SINGLE_IMAGE
@@ -91,10 +94,15 @@ class @@NAME@@(context: Context, threads: Int = 2) : Closeable {
         return digest.digest().joinToString("") { "%02x".format(it) } == Contract.MODEL_SHA256
     }
 
+    /** Gives memory and thread back once the calls that wait are done; later ones are an IllegalStateException. */
+    @Synchronized
     override fun close() {
         if (executor.isShutdown) return
-        confined { engine.close() }
-        executor.shutdown()
+        try {
+            confined { engine.close() }
+        } finally {
+            executor.shutdown()
+        }
     }
 //#if HAS_IMAGE
 

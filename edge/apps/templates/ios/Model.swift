@@ -13,13 +13,19 @@ import CryptoKit
 #endif
 
 /// The model. Every call runs on the model's own queue and waits for it, so calls of several threads take turns.
-/// Call it from any thread but the main one; give up the last reference to free it.
-public final class @@NAME@@ {
+/// Call it from any thread but the main one. Opening loads the model: keep one; giving up the last reference frees it.
+// The engine is only used on the queue, and nothing else changes.
+public final class @@NAME@@: @unchecked Sendable {
     private let queue = DispatchQueue(label: "@@PACKAGE@@")
     private let engine: Engine
     private let folder: URL
 
     /// Opens the model of this package, or the one in `folder`.
+//#if TFLITE
+    /// `threads` are those of the runtime.
+//#else
+    /// `threads` is there for the sake of other runtimes: this one chooses itself.
+//#end
     public init(folder: URL? = nil, threads: Int = 2) throws {
         self.folder = try folder ?? Self.resources()
         let url = self.folder.appendingPathComponent(Contract.modelFile)

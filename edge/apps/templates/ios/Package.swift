@@ -30,9 +30,11 @@ let package = Package(
                 .product(name: "kernels_quantized", package: "executorch"),
 //#end
             ],
-            resources: [.copy("Resources")]
 //#if EXECUTORCH
-            , linkerSettings: [.linkedLibrary("c++"), .linkedFramework("Accelerate")@@LINKED@@]
+            resources: [.copy("Resources")],
+            linkerSettings: [.linkedLibrary("c++"), .linkedFramework("Accelerate")@@LINKED@@]
+//#else
+            resources: [.copy("Resources")]
 //#end
         ),
         .testTarget(name: "@@NAME@@Tests", dependencies: ["@@NAME@@"], resources: [.copy("Resources")]),

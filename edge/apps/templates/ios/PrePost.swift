@@ -74,7 +74,7 @@ public struct TensorSpec {
 }
 
 /// uint8 pixels, row by row, with 1 (gray) or 3 (RGB) channels.
-public struct Pixels {
+public struct Pixels: Sendable {
     public let height: Int
     public let width: Int
     public let channels: Int
@@ -111,7 +111,7 @@ public struct Pixels {
 }
 
 /// Where a raw image lies in the input: its box is scaled to height and width and put at top and left.
-public struct Placement {
+public struct Placement: Sendable {
     public let boxTop: Int
     public let boxLeft: Int
     public let boxHeight: Int
@@ -416,7 +416,7 @@ public enum Tensors {
 
 //#if CLASSIFICATION
 /// A class and its score; the label is empty where the contract has none.
-public struct Classification {
+public struct Classification: Sendable {
     public let index: Int
     public let label: String
     public let score: Float
@@ -424,7 +424,7 @@ public struct Classification {
 //#end
 //#if DETECTION
 /// A class, its score, and the box in shares (0 to 1) of the model's input.
-public struct Detection {
+public struct Detection: Sendable {
     public let index: Int
     public let label: String
     public let score: Float
@@ -443,7 +443,7 @@ public struct Detection {
 //#end
 //#if SEGMENTATION
 /// The class of each pixel, row by row.
-public struct Mask {
+public struct Mask: Sendable {
     public let height: Int
     public let width: Int
     public let classes: [Int]

@@ -28,7 +28,7 @@ public struct @@NAME@@SampleView: View {
         .onChange(of: item) { chosen in
             Task {
                 guard let data = try? await chosen?.loadTransferable(type: Data.self),
-                    let image = UIImage(data: data)?.cgImage
+                    let image = UIImage(data: data).flatMap(Self.upright)
                 else { return }
                 text = await Self.describe(image)
             }
@@ -36,6 +36,13 @@ public struct @@NAME@@SampleView: View {
 //#end
     }
 //#if SINGLE_IMAGE
+
+    /// The image as it is meant to be seen: `cgImage` alone has the pixels as the camera stored them.
+    private static func upright(_ image: UIImage) -> CGImage? {
+        let format = UIGraphicsImageRendererFormat()
+        format.scale = image.scale
+        return UIGraphicsImageRenderer(size: image.size, format: format).image { _ in image.draw(at: .zero) }.cgImage
+    }
 
     private static func describe(_ image: CGImage) async -> String {
         await Task.detached {
