@@ -3,6 +3,13 @@
 import os
 import signal
 
+import hypothesis
+
+# The same cases everywhere, with no time limit on a busy machine; EDGEKIT_TESTS_RANDOM=1 looks for new ones.
+random = bool(os.environ.get("EDGEKIT_TESTS_RANDOM"))
+hypothesis.settings.register_profile("edgekit", derandomize=not random, deadline=None)
+hypothesis.settings.load_profile("edgekit")
+
 # Each test computes what it asserts: results of earlier runs are not taken. tests/test_cache.py sets its own.
 os.environ["EDGEKIT_CACHE_LIMIT_GB"] = "0"
 

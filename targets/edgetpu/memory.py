@@ -111,14 +111,14 @@ def _convolution(graph: Graph, op: Op, _: int) -> int:
 def _rows_that_see_data(graph: Graph, op: Op, rows: int) -> int:
     # An image of height 1 under SAME padding meets only the middle row of the kernel; the others multiply padding.
     # A 1x1024x64 convolution with k = 3 was compiled to 12,800 bytes, one row of three.
-    one_row = graph.tensors[op.inputs[0]].shape[-3] == graph.tensors[op.outputs[0]].shape[-3] == 1
+    one_row = all(graph.tensors[i].shape[-3:-2] == (1,) for i in (op.inputs[0], op.outputs[0]))
     return 1 if one_row and op.option("padding", 0) == 0 else rows
 
 
 def _depthwise_convolution(graph: Graph, op: Op, _: int) -> int:
     weights = graph.tensors[op.inputs[1]]
     channels = weights.shape[-1]
-    if graph.tensors[op.inputs[0]].shape[-1] == 1 and channels > 1:  # a multiplier on one channel: a full convolution
+    if graph.tensors[op.inputs[0]].shape[-1:] == (1,) and channels > 1:  # a multiplier on one channel: a full convolution
         taps = weights.shape[1] * weights.shape[2]
         return _up(_outputs(channels) * (4 * taps + _overhead(graph, op, weights)), _BLOCK)
     return _depthwise_bytes(graph, op, channels)
