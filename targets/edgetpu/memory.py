@@ -118,7 +118,7 @@ def _rows_that_see_data(graph: Graph, op: Op, rows: int) -> int:
 def _depthwise_convolution(graph: Graph, op: Op, _: int) -> int:
     weights = graph.tensors[op.inputs[1]]
     channels = weights.shape[-1]
-    if graph.tensors[op.inputs[0]].shape[-1:] == (1,) and channels > 1:  # a multiplier on one channel: a full convolution
+    if graph.tensors[op.inputs[0]].shape[-1:] == (1,) and channels > 1:  # multiplier on one channel: a full convolution
         taps = weights.shape[1] * weights.shape[2]
         return _up(_outputs(channels) * (4 * taps + _overhead(graph, op, weights)), _BLOCK)
     return _depthwise_bytes(graph, op, channels)
