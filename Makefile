@@ -15,9 +15,9 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest
 
-## The tests that need no framework, under a minute.
+## The tests that need neither a framework nor a whole build, a board or a compiler: under a minute.
 unit: $(READY)
-	$(BIN)/python -m pytest -m "not frameworks"
+	$(BIN)/python -m pytest -m "not frameworks and not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check edge targets calibration tests benchmarks tools
