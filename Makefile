@@ -15,7 +15,7 @@ demo: $(READY)
 test: lint
 	$(BIN)/python -m pytest
 
-## The tests that need neither a framework nor a whole build, a board or a compiler: under a minute.
+## The tests that need neither a framework nor a whole build, a board or a compiler, in about a minute.
 unit: $(READY)
 	$(BIN)/python -m pytest -m "not frameworks and not slow"
 

@@ -17,7 +17,7 @@ os.environ["EDGEKIT_CACHE_LIMIT_GB"] = "0"
 # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Whole builds, emulated boards, servers and compilers: `make unit` leaves them out, so that it ends within a minute.
+# Whole builds, emulated boards, servers and compilers: `make unit` leaves them out, to end in about a minute.
 WHOLE = (
     "apps_",
     "baseline",
