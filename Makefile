@@ -11,9 +11,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/edgekit demo --output demo-out
 
-## All checks of the project: linters, types, layers, and every test.
+## All checks of the project: linters, types, layers, and every test, on at most four cores.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 ## The tests that need neither a framework nor a whole build, a board or a compiler, in about a minute.
 unit: $(READY)

@@ -177,7 +177,11 @@ def _names_file(text: str) -> bool:
 
 def _existing(table: Path, text: str, where: str) -> Path:
     path = table.parent / text
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name that no file can have
+        found = False
+    if not found:
         raise DataError(f"{where}: no file {text!r}; paths are relative to {table.parent}")
     return path
 

@@ -12,7 +12,7 @@ from edge.calibration.selection import Selection
 from edge.findings import Finding
 from edge.signature import Signature
 
-Group = Literal["estimators", "tuned", "corrected", "equalized", "split", "mixed", "rounded"]
+Group = Literal["estimators", "front end", "tuned", "corrected", "equalized", "split", "mixed", "rounded"]
 DEFAULT_BUDGET = 0.01
 SELECTION_SAMPLES = 500
 # From so many samples that nothing else uses on, they choose; below, a third of the calibration samples does.
@@ -20,6 +20,7 @@ _LEAST_FREE = 100
 _LEAST_TO_CARVE = 30
 # Noise of a thousandth of the signal.
 _CLOSE_DB = 30.0
+_HALF_DB = 6.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,15 @@ class Policy:
         cheap = [o for o in usable if o.candidate.group != "mixed"]
         for pool in ([o for o in cheap if self.plausible(o)], [o for o in usable if self.plausible(o)], usable):
             if pool:
-                return best(pool)
+                return best(_quick(pool))
         return None
+
+
+def _quick(pool: Sequence[Outcome]) -> Sequence[Outcome]:
+    """Return a pool without int16 activations, unless they halve the error: no CPU kernel of theirs is fast."""
+    rest = [o for o in pool if o.candidate.recipe.scheme != "int8x16"]
+    worth = max((o.snr_db for o in rest), default=0.0) + _HALF_DB
+    return [o for o in pool if o in rest or o.snr_db >= worth] if rest else pool
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome:

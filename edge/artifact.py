@@ -90,6 +90,20 @@ class Accuracy:
     interval_method: str = ""
 
 
+# What runs in a program's place where this host cannot run it, by the kernel set of that name.
+_STAND_INS = {"emulated": "exported graph in torch", "torch": "its weights in torch"}
+
+
+def what_ran(kernels: str) -> str:
+    """Return in words what gave a number, of the name in `kernels`: `xnnpack kernels`, `exported graph in torch`."""
+    return "Core ML" if kernels == "coreml" else _STAND_INS.get(kernels, f"{kernels} kernels")
+
+
+def accuracy_of(record: Mapping[str, Any], mode: str) -> Accuracy:
+    """Return a check's accuracy with the mode of the machine it ran on; what stands in is emulated on any."""
+    return codec.from_json(Accuracy, {**record, "mode": "emulated" if record["kernels"] in _STAND_INS else mode})
+
+
 @dataclass(frozen=True, kw_only=True)
 class OutputParity:
     """One output against the float source: signal-to-noise in dB (None: exact), cosine, largest difference."""
@@ -393,12 +407,19 @@ def _parse(path: Path) -> Manifest:
         raise ArtifactError(f"{path}: {where}: {first['msg']}.", hint="Build the artifact again.") from error
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
 def _check_file(root: Path, f: FileRecord) -> None:
     relative = PurePosixPath(f.path)
     if relative.is_absolute() or ".." in relative.parts:
         raise ArtifactError(f"The manifest names {f.path!r}, a file outside of the artifact.", hint="Do not trust it.")
     path = root / relative
-    if not path.is_file():
+    if not _is_file(path):
         raise ArtifactError(f"{path} is missing from the artifact.", hint="Build the artifact again.")
     if not path.resolve().is_relative_to(root.resolve()):
         raise ArtifactError(f"{path} is a link that leads out of the artifact.", hint="Do not trust it.")

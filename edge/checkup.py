@@ -220,7 +220,7 @@ def _checked(
     accuracy = answer.get("accuracy")
     metrics = replace(
         m.metrics,
-        accuracy=codec.from_json(artifacts.Accuracy, {**accuracy, "mode": mode}) if accuracy else m.metrics.accuracy,
+        accuracy=artifacts.accuracy_of(accuracy, mode) if accuracy else m.metrics.accuracy,
         parity=tuple(codec.from_json(artifacts.OutputParity, p) for p in answer["parity"] or ()) or m.metrics.parity,
         latency=latency,
     )

@@ -519,7 +519,7 @@ def _metrics(target: Target, built: Built) -> Metrics:
     mode = "measured" if target.family == "linux" else "emulated"
     accuracy = check.get("accuracy")
     return Metrics(
-        accuracy=codec.from_json(artifacts.Accuracy, {**accuracy, "mode": mode}) if accuracy else None,
+        accuracy=artifacts.accuracy_of(accuracy, mode) if accuracy else None,
         parity=tuple(codec.from_json(artifacts.OutputParity, p) for p in check.get("parity", ())),
         latency=built.latency,
         predicted_latency=inspection.details.get("latency_ms"),

@@ -77,6 +77,8 @@ def _checked(values: Mapping[str, Any], problems: list[str], what: str) -> dict[
             found[key] = _value(key, value)
         except (ValueError, ConfigError) as error:
             problems.append(f"{key} is {value!r}; accepted: {error}")
+        except OverflowError:  # a whole number that no float holds
+            problems.append(f"{key} is beyond all numbers that are computed with")
     if problems:
         raise ConfigError(f"{what}: {'; '.join(problems)}", hint=EXAMPLE)
     return found

@@ -208,9 +208,7 @@ def _interruptible() -> Iterator[None]:
 @artifact.interprets
 def _arena_bytes(opened: Artifact) -> int | None:
     """Return the planned memory of intermediate tensors, as the build found it; no measurement."""
-    manifest = opened.manifest
-    planned = manifest.details.get("planned_bytes")
-    found = sum(planned.values()) if isinstance(planned, dict) else manifest.metrics.memory.get("arena_bytes")
+    found = opened.manifest.metrics.memory.get("arena_bytes")
     return int(found) if found is not None else None
 
 

@@ -330,7 +330,10 @@ def _strings(value: Any) -> tuple[str, ...]:
 
 
 def _overrides(value: Any) -> tuple[Override, ...]:
-    """`"SOFTMAX"` keeps an operator type float, `"tensor:regex"` the operators whose output name matches."""
+    """`"SOFTMAX"` keeps an operator type float, `"tensor:regex"` the operators whose output name matches.
+
+    `"front-end"` (LiteRT) stands for all that leads to a spectrum's logarithm or root.
+    """
     import re
 
     found = []

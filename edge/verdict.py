@@ -8,12 +8,17 @@ from typing import Any, Literal
 
 from edge.artifact import Accuracy, Manifest, Verdict
 from edge.budgets import Budgets, strong_enough
+from edge.calibration.recipe import REFINEMENTS
 from edge.findings import BASELINE, Finding, Outcome
 from edge.report.summary import predicted_label
 from edge.targets.base import Mode, Target
 
-# A loss of this share that the samples show is told even where nobody set a budget.
-_NOTABLE_DROP = 0.01
+# A loss of this share that the samples show is told even where nobody set a budget; from the second on, no user of the
+# program would call it working.
+_NOTABLE_DROP, _RUINOUS_SHARE = 0.01, 0.2
+# Errors of a tenth, and of a third, of the size of an output.
+_NOISY_DB, _DROWNED_DB = 20.0, 10.0
+_UNQUANTIZED = ("float16", "float32")
 
 
 @dataclass
@@ -69,7 +74,7 @@ def _judged(manifest: Manifest, budgets: Budgets, target: Target, size_bytes: in
     for f in manifest.findings:
         if f.severity == "error":
             j.add(f.rule, "fail", f"{f.rule}: {f.message}")
-    _accuracy(manifest, budgets, j)
+    _accuracy(manifest, budgets, target, j)
     _latency(manifest, budgets, target, j)
     _memory(manifest, budgets, target, j)
     _share("min_mapped", _mapped(manifest), budgets.min_mapped, "mapped to the Edge TPU", j)
@@ -84,20 +89,22 @@ def _over(what: str, limit: str, over: bool) -> str:
     return f"{what} is over the budget of {limit}" if over else f"{what} is within the budget of {limit}"
 
 
-def _accuracy(manifest: Manifest, budgets: Budgets, j: _Judgement) -> None:
+def _accuracy(manifest: Manifest, budgets: Budgets, target: Target, j: _Judgement) -> None:
     accuracy = manifest.metrics.accuracy
     if accuracy is None:
         j.add("accuracy", "open", "accuracy was not checked: no evaluation data was given (--evaluation DATA)")
         return
     if accuracy.metric.startswith("snr"):
+        _noise(manifest, target, j)
         # Against itself the float source is exact: a drop in dB is no loss of any task.
         if budgets.max_drop is not None:
             why = "the accuracy budget is open: the data has no labels, so only signal-to-noise could be told"
             j.add("max_drop", "open", why)
         return
     if budgets.max_drop is None:
-        j.add("accuracy", "pass", f"{accuracy.metric} drops by {accuracy.drop:.4g}; no budget is set")
-        j.notes += _unbudgeted_loss(accuracy)
+        what = f"{accuracy.metric} drops by {accuracy.drop:.4g}; no budget is set"
+        j.add("accuracy", "open" if _ruined(accuracy) else "pass", what)
+        j.notes += _unbudgeted_loss(accuracy, manifest, target)
         return
     allowed = budgets.max_drop
     over = accuracy.drop > allowed
@@ -118,18 +125,65 @@ def _accuracy(manifest: Manifest, budgets: Budgets, j: _Judgement) -> None:
         )
 
 
-def _unbudgeted_loss(accuracy: Accuracy) -> list[Finding]:
+def _ruined(accuracy: Accuracy) -> bool:
+    """Tell whether a share of right answers surely falls, and by more than a fifth of the float model's."""
+    share = 0 < accuracy.float <= 1 and accuracy.quantized < (1 - _RUINOUS_SHARE) * accuracy.float
+    return share and accuracy.drop_low is not None and accuracy.drop_low > 0
+
+
+def _unbudgeted_loss(accuracy: Accuracy, manifest: Manifest, target: Target) -> list[Finding]:
     shown = accuracy.drop_low is not None and accuracy.drop_low > 0
     if not shown or accuracy.drop <= _NOTABLE_DROP:
         return []
+    commands = _way_back(manifest, target)
+    message = (
+        f"{accuracy.metric} falls from {accuracy.float:.4g} to {accuracy.quantized:.4g}: this {manifest.recipe_name} "
+        "program is not usable as it is."
+        if _ruined(accuracy)
+        else f"{accuracy.metric} drops by {accuracy.drop:.4g}, and no budget says whether that is too much."
+    )
     return [
         Finding(
-            rule="ACCURACY_LOST",
-            severity="warning",
-            message=f"{accuracy.metric} drops by {accuracy.drop:.4g}, and no budget says whether that is too much.",
-            fix="Set one with --max-drop; more calibration samples, another recipe or operators kept float may help.",
+            rule="ACCURACY_LOST", severity="warning", message=message, fix=f"What helps, in this order: {commands}."
         )
     ]
+
+
+def _noise(manifest: Manifest, target: Target, j: _Judgement) -> None:
+    """Tell where nothing but the outputs' noise can say that quantization has ruined a program."""
+    known = [(p.snr_db, p.output) for p in manifest.metrics.parity if p.snr_db is not None]
+    if manifest.recipe_name in _UNQUANTIZED or not known or min(known)[0] >= _NOISY_DB:
+        return
+    db, output = min(known)
+    share = 10 ** (-db / 20)
+    note = "only labels can tell whether the task bears that"
+    if db < _DROWNED_DB:
+        note = f"this {manifest.recipe_name} program is hardly usable as it is"
+        j.add("accuracy", "open", f"the error of output {output!r} is {share:.0%} of its size ({db:.1f} dB)")
+    commands = _way_back(manifest, target)
+    message = f"Output {output!r} is {db:.1f} dB from the float source's: its error is {share:.0%} of its size; {note}."
+    j.notes.append(
+        Finding(
+            rule="NOISY_OUTPUT",
+            severity="warning",
+            op=output,
+            message=message,
+            fix=f"What helps, in this order: {commands}.",
+        )
+    )
+
+
+def _way_back(manifest: Manifest, target: Target) -> str:
+    """Return the next commands after a program lost too much: what the target and its runtime can still try."""
+    rest = f"{manifest.source.name} --target {target.name} --calibration DATA"
+    steps = []
+    if manifest.runtime in REFINEMENTS and manifest.recipe_name.startswith("int8"):
+        steps.append(f"`edgekit diagnose {rest}` names the layers and what helps")
+        if "search" not in manifest.details:
+            steps.append(f"`edgekit build {rest} --recipe auto --max-drop 1%` searches for a recipe that keeps it")
+    if less := next((r for r in _UNQUANTIZED if r in target.recipes and r != manifest.recipe_name), None):
+        steps.append(f"`--recipe {less}` keeps the accuracy without integers")
+    return "; ".join(steps) or "training with quantization in mind (--recipe qat)"
 
 
 def _latency(manifest: Manifest, budgets: Budgets, target: Target, j: _Judgement) -> None:

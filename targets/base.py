@@ -104,7 +104,10 @@ class Inspection:
 
 
 class Session(Protocol):
-    """An opened program. Inputs and outputs are in the program's own dtypes, by signature name, batch included."""
+    """An opened program. Inputs and outputs are in the program's own dtypes, by signature name, batch included.
+
+    One that runs something else than the kernels it was opened with has the name of that in `kernels`.
+    """
 
     signature: Signature
 

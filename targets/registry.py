@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import tomllib
 from collections.abc import Mapping
@@ -113,6 +114,7 @@ def _contradictions(target: Target) -> list[str]:
     ]
 
 
+@functools.cache  # looks into each installed package
 def _entry_points() -> dict[str, str]:
     from importlib.metadata import entry_points
 

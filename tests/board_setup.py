@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import shutil
@@ -44,12 +45,15 @@ def _missing() -> str | None:
     """Return why boards cannot be emulated here; sets the system up where it is not yet."""
     if not shutil.which("qemu-aarch64-static"):
         return "qemu-user-static is not installed"
-    if sysroot.installed() is not None:
-        return None
-    try:
-        sysroot.setup(sysroot.plan(litert=sysroot.host_litert()))
-    except EdgekitError as error:
-        return f"the arm64 system cannot be set up: {error.message}"
+    PLACE.mkdir(parents=True, exist_ok=True)
+    with (PLACE / "tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several workers one makes it
+        if sysroot.installed() is not None:
+            return None
+        try:
+            sysroot.setup(sysroot.plan(litert=sysroot.host_litert()))
+        except EdgekitError as error:
+            return f"the arm64 system cannot be set up: {error.message}"
     return None
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -44,8 +46,32 @@ WHOLE = (
 )
 
 
+# These share emulated boards, each of which one run has at a time: of several workers one runs them all.
+BOARDS = ("devices_", "edgetpu_rounding", "examples", "farm", "profiling")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of the files named above as `slow`."""
+    """Mark the tests of the files of WHOLE as `slow`; several workers begin with what is long, for an even end."""
     for item in items:
-        if item.path.stem.removeprefix("test_").startswith(WHOLE):
+        if _name(item.nodeid).startswith(WHOLE):
             item.add_marker(pytest.mark.slow)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(
+            key=lambda item: (not _name(item.nodeid).startswith(BOARDS), not _name(item.nodeid).startswith(WHOLE))
+        )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker whole files, which share what their fixtures make, and one worker all of BOARDS."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "boards" if _name(nodeid).startswith(BOARDS) else _name(nodeid)
+
+    return Files(config, log)
+
+
+def _name(nodeid: str) -> str:
+    return Path(nodeid.partition("::")[0]).stem.removeprefix("test_")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+_REFERENCE = "docs/reference-commands.md"
 _FENCE = re.compile(r"^```(\w*)")
 _INDENTED = re.compile(r"^ {4}(?=edgekit )")
 _SAID = re.compile(r"^<!-- (notest|exits \d+): (.+?) -->$")
@@ -25,9 +27,15 @@ _NEEDS = {
     r"^edgekit compile |_edgetpu\.tflite": "Google's compiler, or what it made",
     r"--profile (standard|submission|sustained)|--latency standard": "minutes",
     r"^edgekit demo": "minutes (`make demo`)",
+    r"diagnose .*--runtime executorch": "two minutes: each fix that is tried is lowered",
 }
 # What a command line needs that not every installation has.
-_PACKAGES = {"jax_net.py": "jax", "resnet-folder/": "transformers"}
+_PACKAGES = {
+    "jax_net.py": "jax",
+    "resnet-folder/": "transformers",
+    "--target cortex-m55": "tosa_serializer",
+    "--target ethos-u55-128": "ethosu",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,27 @@ class Command:
     line: str
     reason: str = ""
     exit_code: int = 0
+
+
+def everything() -> list[Command]:
+    """Return the commands of all pages; an example of the reference does not run again where another page has its like.
+
+    Its like is the same command with the same options, whatever their values.
+    """
+    found = [command for page in PAGES for command in of(page)]
+    run = {_kind(c.line): c.page for c in found if not c.reason and c.page != _REFERENCE}
+    return [
+        replace(c, reason=f"runs on {run[_kind(c.line)]}")
+        if c.page == _REFERENCE and not c.reason and _kind(c.line) in run
+        else c
+        for c in found
+    ]
+
+
+def _kind(line: str) -> tuple[object, ...]:
+    words = shlex.split(line)[1:]
+    own = 2 if words[0] in ("cache", "emulator") else 1
+    return (*words[:own], frozenset(w for w in words if w.startswith("-")))
 
 
 def of(page: Path) -> list[Command]:

@@ -33,6 +33,7 @@ def write_data(x: Any, y: Any) -> None:
     n = _HELD_OUT
     np.savez("data.npz", x_train=x[n:], y_train=y[n:], x_test=x[:n], y_test=y[:n])
     np.savez("test.npz", x=x[:n], y=y[:n])
+    np.savez("steps.npz", steps=np.random.default_rng(0).standard_normal((64, 1, 8, 12)).astype(np.float32))
     for number, (image, label) in enumerate(zip(x[n : n + _IMAGES], y[n : n + _IMAGES], strict=True)):
         place = Path("images", str(label))
         place.mkdir(parents=True, exist_ok=True)
@@ -121,11 +122,13 @@ def write_tensorflow(model: Any) -> None:
     Path("graph.pb").write_bytes(frozen(call).graph.as_graph_def().SerializeToString())
 
 
-def write_torchscript() -> None:
-    """Write model.pt, the network of net.py as TorchScript."""
+def write_torch() -> None:
+    """Write model.pt, the network of net.py as TorchScript, and model.pt2, the same exported."""
     import torch
 
-    torch.jit.trace(*__import__("net").make_net()).save("model.pt")
+    net, inputs = __import__("net").make_net()
+    torch.jit.trace(net, inputs).save("model.pt")
+    torch.export.save(torch.export.export(net.eval(), inputs), "model.pt2")
 
 
 def write_hugging_face() -> None:
@@ -152,7 +155,7 @@ def main() -> None:
     weights = trained(x[_HELD_OUT:], y[_HELD_OUT:])
     write_onnx(weights)
     write_keras(weights)
-    write_torchscript()
+    write_torch()
     if find_spec("transformers"):
         write_hugging_face()
 

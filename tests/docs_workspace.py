@@ -8,8 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.fuzz import corpus
+
 ROOT = Path(__file__).resolve().parents[1]
-_ARTIFACT = re.compile(r"(?:edgekit-build|build|old|new|released)/[\w.-]+?-(coral|rpi4|rpi5|linux|android)")
+_ARTIFACT = re.compile(
+    r"((?:edgekit-build|build|old|new|released?)/[\w.-]+?-(coral|rpi[45]|linux|android)(-executorch)?)(/.*)?"
+)
+# What `edgekit build` takes from the folder that it runs in.
+_PROJECT = """[model]
+source = "model.onnx"
+[data]
+calibration = "data.npz"
+[build]
+targets = ["rpi4"]
+"""
 
 _NET = '''"""Images float32[N, 3, 8, 8] in 0..1 -> logits float32[N, 10]."""
 
@@ -69,6 +81,27 @@ def make():
     return net, (jnp.zeros((1, 8, 8, 3)),)
 '''
 
+_STEPS = '''"""Series float32[1, T, 12] -> logits float32[1, 4]."""
+
+import torch
+from torch import nn
+
+
+class Steps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.each = nn.Linear(12, 16)
+        self.last = nn.Linear(16, 4)
+
+    def forward(self, steps):
+        return self.last(torch.relu(self.each(steps)).mean(1))
+
+
+def make():
+    torch.manual_seed(0)
+    return Steps(), (torch.zeros(1, 8, 12),)
+'''
+
 _TRAIN = '''"""Fine-tunes net.py for one epoch, as `--recipe qat` asks for."""
 
 from pathlib import Path
@@ -95,26 +128,48 @@ def make(folder: Path) -> None:
     """Write models, data and images into a folder."""
     (folder / "net.py").write_text(_NET, encoding="utf-8")
     (folder / "jax_net.py").write_text(_JAX, encoding="utf-8")
+    (folder / "steps.py").write_text(_STEPS, encoding="utf-8")
     (folder / "train.py").write_text(_TRAIN, encoding="utf-8")
     subprocess.run([sys.executable, str(ROOT / "tests/docs_models.py")], cwd=folder, check=True, capture_output=True)
-    shutil.copy(folder / "model.keras", folder / "large.keras")
 
 
 def provide(folder: Path, command: str, environment: dict[str, str]) -> None:
-    """Make what a command reads and no command before it has made: artifacts and `.tflite` files by their names."""
+    """Make what a command reads and no command before it has made: artifacts, models and data by their names.
+
+    `edgekit.toml` is there for `edgekit build` alone, which has no other source.
+    """
+    (folder / "edgekit.toml").unlink(missing_ok=True)
+    if command == "edgekit build":
+        (folder / "edgekit.toml").write_text(_PROJECT, encoding="utf-8")
     for word in re.findall(r"[\w./-]+", command):
         place = folder / word
-        if (found := _ARTIFACT.fullmatch(word)) and not place.exists():
-            shutil.copytree(_artifact(folder, found[1], environment), place)
-        elif word.endswith(".tflite") and not place.exists():
-            name = "model.tflite" if "int8" in word else "float.tflite"
-            shutil.copy(_artifact(folder, "coral", environment) / name, place)
+        if not place.exists() and (origin := _origin(folder, word, environment)):
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(origin, place)
 
 
-def _artifact(folder: Path, target: str, environment: dict[str, str]) -> Path:
-    place = folder / f".made/model-{target}"
+def _origin(folder: Path, word: str, environment: dict[str, str]) -> Path | None:
+    """Return the file that is copied for a word of a command; an artifact is copied here, whole."""
+    if found := _ARTIFACT.fullmatch(word):
+        if not (folder / found[1]).exists():
+            shutil.copytree(_artifact(folder, found[2], environment, found[3] or ""), folder / found[1])
+        return None
+    path = Path(word)
+    if path.suffix == ".tflite":
+        return _artifact(folder, "coral", environment) / ("model.tflite" if "int8" in word else "float.tflite")
+    if path.suffix == ".keras":
+        return folder / "model.keras"
+    if path.suffix == ".aar":
+        (folder / word).write_bytes(corpus.android()[0])
+        return None
+    return folder / ("model.onnx" if path.suffix == ".onnx" else path.name) if path.parent.name == "checkout" else None
+
+
+def _artifact(folder: Path, target: str, environment: dict[str, str], suffix: str = "") -> Path:
+    place = folder / f".made/model-{target}{suffix}"
     if not place.exists():
         words = ["build", "model.onnx", "-t", target, "--calibration", "data.npz", "-o", ".made"]
+        words += ["--runtime", suffix[1:]] if suffix else []
         subprocess.run(
             [sys.executable, "-m", "edge", *words, "-q"], cwd=folder, env=environment, check=True, capture_output=True
         )

@@ -218,6 +218,14 @@ def test_text_and_table_mean_the_same() -> None:
     )
 
 
+@pytest.mark.parametrize("where", ["iou_threshold", "box_scales", "anchors"])
+def test_numbers_that_no_float_holds_are_refused(where: str) -> None:
+    """A whole number beyond all floats is a mistake in the table, named by its key."""
+    value: Any = {"iou_threshold": 10**400, "box_scales": [1, 1, 1, 10**400], "anchors": [10**400] * 4}[where]
+    with pytest.raises(ConfigError, match=f"{where} is beyond all numbers"):
+        postprocess_options.from_table({"kind": "detection", where: value})
+
+
 def test_many_anchors_stay_below_the_limits_of_a_class_file(tmp_path: Path) -> None:
     """Kotlin's arrays of numbers are split into objects of 2000; every number is there once."""
     export(apps_artifacts.ssd(tmp_path / "a"), tmp_path / "out", ExportOptions(platform="android"))

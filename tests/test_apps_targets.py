@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge.apps import aar, golden
@@ -94,6 +94,7 @@ def test_stored_library_off_the_boundary_fails_in_an_apk(tmp_path: Path) -> None
     assert [f.ok for f in aar.check(_archive(tmp_path / "x.aar", content))] == [True]
 
 
+@example(b"\x7fELF\x02\x01" + bytes(26) + b"\xff" * 8 + bytes(14) + b"\x38\0\x01\0" + bytes(8))
 @given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda b: b"\x7fELF\x02\x01" + b))
 def test_damaged_libraries_are_refused_in_words(data: bytes) -> None:
     """Whatever the bytes are, the answer is a number or a DataError."""

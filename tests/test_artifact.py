@@ -136,6 +136,17 @@ def test_a_manifest_cannot_name_files_outside(tmp_path: Path, name: str) -> None
         artifact.read(tmp_path / "a")
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path: Path) -> None:
+    """A manifest may name anything: a name too long for the file system is refused in words."""
+    write(tmp_path / "a")
+    path = tmp_path / "a" / "manifest.json"
+    data = json.loads(path.read_text())
+    data["files"][0]["path"] = "a" * 5000
+    path.write_text(json.dumps(data))
+    with pytest.raises(errors.ArtifactError, match="is missing from the artifact"):
+        artifact.read(tmp_path / "a")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema_version": 99}', '{"schema_version": 1}', "[" * 100_000])
 def test_a_broken_manifest_is_one_message(tmp_path: Path, text: str) -> None:
     """Whatever a manifest holds, reading it gives an ArtifactError."""

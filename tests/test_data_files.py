@@ -182,6 +182,7 @@ def test_csv_of_several_inputs_and_array_labels(tmp_path: Path) -> None:
         (["f0,f1,f2,f3", "1,2,3,4", "1,2,x,4"], "d.csv:3, column 'f2': 'x' is not a finite number"),
         (["f0,f1,f2,f3", "1,2,nan,4"], "d.csv:2, column 'f2': 'nan' is not a finite number"),
         (["image", "gone.npy"], "column 'image': no file 'gone.npy'; paths are relative to"),
+        (["image", f"{'9' * 400}.npy"], "column 'image': no file '999"),
         (["image", "a.xyz"], "'a.xyz' is neither a number nor a file of .npy, .png"),
         (["p,q,label", "a.png,b.png,1"], "the columns p, q, label do not feed the inputs image"),
         (["f0,f1", "1,2"], "d.csv:2: input 'image' received int64[2]; accepted: [1, 4]"),

@@ -21,7 +21,7 @@ from edge.devices.base import Completed, Device, DeviceFacts, parse
 from edge.devices.client import Agent
 from edge.devices.fake import FakeDevice
 from edge.devices.instructions import count_instructions
-from edge.devices.native_agent import NativeAgent, _outputs
+from edge.devices.native_agent import NativeAgent, _answer, _outputs
 from edge.devices.programs import DeviceProgram, describe
 from edge.errors import DeviceError, EdgekitError, MissingPackageError
 from edge.measure.latency_record import Profile, WarmUp
@@ -36,13 +36,12 @@ SHORT = Profile(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cache() -> Iterator[None]:
     """Share bundles among the tests, in the cache of the emulated boards."""
     if not shutil.which("g++"):
         pytest.skip("no C++ compiler is installed")
     with pytest.MonkeyPatch.context() as patch:
-        place = os.environ.get("EDGEKIT_CACHE") or str(tmp_path_factory.getbasetemp().parent / "edgekit-native")
-        patch.setenv("EDGEKIT_CACHE", place)
+        patch.setenv("EDGEKIT_CACHE", str(board_setup.PLACE))
         yield
 
 
@@ -285,3 +284,11 @@ def test_facts_of_a_runner_are_device_facts() -> None:
 
     (line,) = [text for text in done.stdout.decode().splitlines() if text]
     assert codec.from_json(DeviceFacts, loads(line)["result"]).cpus == os.cpu_count()
+
+
+def test_an_answer_without_end_is_none() -> None:
+    """What a runner says is short; megabytes that begin as an answer are not read."""
+    head, rest = b'{"edgekit-native": 1, "x": "', b'"}'
+    short = Completed(code=0, stdout=head + rest, stderr=b"")
+    assert _answer(short) == {"edgekit-native": 1, "x": ""}
+    assert _answer(Completed(code=0, stdout=head + b"a" * (9 << 20) + rest, stderr=b"")) is None

@@ -98,6 +98,8 @@ def test_a_fix_without_another_float_operator_goes_first() -> None:
     fixes = [_fix("keep a float", db=40, operators=4), _fix("equalize channels", db=30, operators=3)]
     assert best_fix(fixes).startswith("Equalize channels (int8): drop 0 instead of 0.5, 30 dB instead of 5")
     assert best_fix(fixes[:1]).startswith("Keep a float")
+    loud = [_fix("tune the ranges", db=8.0, operators=3), _fix("keep the front end float", db=25.0, operators=18)]
+    assert best_fix(loud).startswith("Keep the front end float")
     assert best_fix([_fix("correct biases", db=5.5, operators=3)]).startswith("Nothing tried here helps")
 
 

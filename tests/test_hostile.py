@@ -15,7 +15,8 @@ from edge import artifact
 from edge.apps import aar
 from edge.apps.bundle import ExportOptions
 from edge.apps.export import export
-from edge.errors import ArtifactError, DataError
+from edge.errors import ArtifactError, DataError, SourceError
+from edge.targets.torch_mobile.session import read_contract
 from tests import hostile_files
 from tests.fuzz import corpus
 from tests.hostile_files import KINDS, MARKER, object_npz
@@ -184,3 +185,13 @@ def test_an_archive_with_libraries_is_read_not_unpacked(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError):
         aar.check(path)
+
+
+def test_a_member_that_says_to_be_longer_than_the_archive_is_refused(tmp_path: Path) -> None:
+    """A `.ptl` whose directory gives the contract more bytes than the file has ends in words, not at the file's end."""
+    data = bytearray(corpus.torch_mobile_files()[0])
+    entry = data.rindex(b"PK\x01\x02")  # the last member's, which is the contract: sizes at bytes 20 and 24
+    data[entry + 20 : entry + 28] = 2 * (10**6).to_bytes(4, "little")
+    (tmp_path / "m.ptl").write_bytes(data)
+    with pytest.raises(SourceError, match=r"is no \.ptl file"):
+        read_contract(tmp_path / "m.ptl")

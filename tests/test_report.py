@@ -298,3 +298,13 @@ def test_an_artifact_without_numbers_still_has_a_page(tmp_path: Path) -> None:
     text = html.render([artifact.read(tmp_path / "bare")])
     assert "<figure>" not in text
     assert "not checked" in text
+
+
+def test_what_ran_is_named_where_no_kernels_did() -> None:
+    """A stand-in is called what it is, and what it gives is emulated on every machine."""
+    record = {"metric": "top1", "float": 1.0, "carrier": 1.0, "quantized": 1.0, "drop": 0.0, "drop_low": None}
+    record |= {"drop_high": None, "samples": 9}
+    graph = artifact.accuracy_of({**record, "kernels": "emulated"}, "measured")
+    real = artifact.accuracy_of({**record, "kernels": "xnnpack"}, "measured")
+    assert (graph.mode, artifact.what_ran(graph.kernels)) == ("emulated", "exported graph in torch")
+    assert (real.mode, artifact.what_ran(real.kernels)) == ("measured", "xnnpack kernels")

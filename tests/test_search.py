@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,16 @@ def test_noise_below_a_thousandth_does_not_decide() -> None:
     """From 30 dB on, the first in order of cost is taken where the samples do not tell drops apart."""
     cheap, dear = _outcome(0.0, half=0.04, db=31), _outcome(0.0, half=0.04, db=45)
     assert policy.best([cheap, dear]) is cheap
+
+
+def test_int16_activations_have_to_halve_the_error() -> None:
+    """They have no fast kernel on a CPU: without proof a float island that comes near is taken instead."""
+    island, wide = _outcome(0.03, half=0.02, db=15, group="mixed"), _outcome(0.0, half=0.02, db=17, group="mixed")
+    wide = replace(wide, candidate=replace(wide.candidate, recipe=recipes.named("int8x16")))
+    rule = Policy(max_drop=0.001, provable=False)
+    assert rule.choose([island, wide]) is wide  # only it keeps the budget
+    assert rule.choose([island, replace(wide, drop=0.02)]) is island
+    assert rule.choose([island, replace(wide, drop=0.02, snr_db=21)]).snr_db == 21  # type: ignore[union-attr]
 
 
 def test_failures_are_never_chosen() -> None:

@@ -168,6 +168,19 @@ def test_graph_with_variables_is_refused(tmp_path: Path) -> None:
         registry.load(str(frozen(tmp_path / "graph.pb", variable=True)))
 
 
+def test_a_constant_that_holds_another_dtype_than_it_says_is_refused(tmp_path: Path) -> None:
+    """TensorFlow's optimizer would end the process at it."""
+    import tensorflow as tf
+
+    path = frozen(tmp_path / "graph.pb")
+    graph = tf.compat.v1.GraphDef.FromString(path.read_bytes())
+    constant = next(n for n in graph.node if n.op == "Const")
+    constant.attr["value"].tensor.dtype = tf.int32.as_datatype_enum
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(SourceError, match=f"1 constants such as {constant.name!r} hold another dtype"):
+        registry.load(str(path))
+
+
 JAX = """
 import jax, jax.numpy as jnp, numpy as np
 

@@ -57,7 +57,7 @@ _KEYS: Mapping[str, tuple[str, str]] = {
     "build.io": ("`int8`, `uint8`, `float32`", "dtype at the ends of an int8 program."),
     "build.runtime": ("list", "Other runtimes than the target's first."),
     "build.output": ("path", "Folder for the artifacts (default `edgekit-build`)."),
-    "build.keep_float": ("list", "Operator types, or `tensor:REGEX`, that stay float."),
+    "build.keep_float": ("list", "Operator types, `tensor:REGEX`, or `front-end`, that stay float."),
     "build.split_outputs": ("`auto`, `never`", "Branches of very different size get scales of their own."),
     "build.fold_preprocessing": ("`true`, `false`", "Scale, mean and std become part of the program."),
     "build.timeout_s": ("number", "Seconds for one stage (default 3600)."),
@@ -154,8 +154,7 @@ def _command(command: Any, path: tuple[str, ...]) -> str:
     if rows := [_parameter(p, command, path) for p in command.params if not getattr(p, "hidden", False)]:
         parts.append(table(("option", "what"), [r for r in rows if r]))
     if examples := list(_examples(command.epilog or "")):
-        said = "<!-- notest: these run on the pages of their subjects -->"
-        parts.append("\n".join([said, "```sh", *examples, "```"]))
+        parts.append("\n".join(["```sh", *examples, "```"]))
     return "\n\n".join(parts)
 
 

@@ -93,7 +93,7 @@ def elf_alignment(data: bytes, name: str = "the library") -> int:
             (kind,) = struct.unpack_from(order + "I", data, at)
             if kind == _PT_LOAD:
                 found += struct.unpack_from(order + ("Q" if wide else "I"), data, at + (48 if wide else 28))
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:  # an offset beyond the file, or beyond all files
         raise DataError(f"{name} is cut off: {error}.") from error
     if not found:
         raise DataError(f"{name} has no loadable segment.")

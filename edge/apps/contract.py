@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -245,6 +246,7 @@ def dumps(contract: Contract) -> str:
     return codec.dumps({"$schema": f"./{SCHEMA_FILE}", **codec.to_json(contract)})
 
 
+@functools.cache
 def schema() -> str:
     """Return the JSON Schema of the contract."""
     described = codec.json_schema(Contract)

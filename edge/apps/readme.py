@@ -5,6 +5,7 @@ from __future__ import annotations
 from edge.apps import naming
 from edge.apps.bundle import Bundle
 from edge.apps.contract import TensorContract
+from edge.artifact import what_ran
 from edge.preprocess import describe
 
 
@@ -52,7 +53,7 @@ def facts(bundle: Bundle) -> str:
     if (accuracy := contract.accuracy) is not None:
         text = f"{naming.markdown(accuracy.metric)} {accuracy.quantized:.4g} (float {accuracy.float:.4g})"
         rows.append(
-            ("accuracy", f"{text} on {accuracy.samples} samples, {accuracy.mode} with {accuracy.kernels} kernels")
+            ("accuracy", f"{text} on {accuracy.samples} samples, {accuracy.mode} with {what_ran(accuracy.kernels)}")
         )
     rows += [
         ("latency", f"median {row.median_ms:.3g} ms, {naming.markdown(row.mode)}, {naming.markdown(row.verdict)}")

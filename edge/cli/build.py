@@ -24,7 +24,7 @@ _EXAMPLES = """Examples:
 
   edgekit build net.py:make_net --target coral --recipe qat --train train.py:train --calibration data.npz
 
-  edgekit build net.py:make_net --target android --runtime executorch --shape steps=1,1..64,12
+  edgekit build steps.py:make --target android --runtime executorch --shape steps=1,1..64,12 --calibration steps.npz
 
   edgekit build net.py:make_net --target pytorch-mobile --recipe float32 --script
 
@@ -88,7 +88,8 @@ def build(
     signature: Annotated[str | None, typer.Option(help="Which of a model's several signatures.")] = None,
     layout: Annotated[str | None, typer.Option(help="channel-last (default) or keep.")] = None,
     keep_float: Annotated[
-        list[str] | None, typer.Option(help="Operator type, or tensor:REGEX, that stays float; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Operator type, tensor:REGEX, or front-end (LiteRT), that stays float; may be repeated."),
     ] = None,
     split_outputs: Annotated[
         str | None, typer.Option(help="auto: branches of very different size (boxes, scores) get scales of their own.")

@@ -18,7 +18,7 @@ _EXAMPLES = """Examples:
 
   edgekit reproduce edgekit-build/net-coral
 
-  edgekit reproduce release/net-coral/manifest.json --source checkout/net.keras --calibration checkout/calib.npz
+  edgekit reproduce release/net-coral/manifest.json --source checkout/net.onnx --calibration checkout/data.npz
 """
 
 

@@ -26,6 +26,7 @@ from edge.signature import TensorSpec
 
 Array = NDArray[np.generic]
 _START_S = 60.0
+_MOST_ANSWER = 8 << 20  # characters; what a runner measured comes in files
 
 
 class NativeAgent(Agent):
@@ -236,7 +237,7 @@ def _runtime_of(made: native.Bundle) -> str:
 def _answer(done: Completed) -> dict[str, Any] | None:
     """Return the answer among what the device printed: runtimes print too."""
     for line in done.stdout.decode(errors="replace").splitlines():
-        if line.startswith('{"edgekit-native"'):
+        if line.startswith('{"edgekit-native"') and len(line) <= _MOST_ANSWER:
             try:
                 found: dict[str, Any] = json.loads(line)
             except (ValueError, RecursionError):

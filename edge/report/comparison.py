@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge.artifact import Artifact, Manifest, interprets
+from edge.artifact import Artifact, Manifest, interprets, what_ran
 from edge.report.summary import difference, score, size
 
 
@@ -28,6 +28,7 @@ def record(artifact: Artifact) -> dict[str, Any]:
         "drop": accuracy.drop if accuracy else None,
         "samples": accuracy.samples if accuracy else None,
         "accuracy_mode": accuracy.mode if accuracy else None,
+        "accuracy_ran": what_ran(accuracy.kernels) if accuracy else None,
         "worst_snr_db": min((p.snr_db for p in m.metrics.parity if p.snr_db is not None), default=None),
         "size_bytes": artifact.size_bytes,
         "latency_ms": latency["median_ms"] if latency else None,
@@ -36,17 +37,17 @@ def record(artifact: Artifact) -> dict[str, Any]:
         "threads": latency["threads"] if latency else None,
         "predicted_ms": {link: p["value"] for link, p in (m.metrics.predicted_latency or {}).items()},
         "resident_bytes": latency.get("resident_bytes") if latency else None,
-        "activation_bytes": _activation_bytes(m),
-        "activation_mode": "predicted",
+        "activation_bytes": m.metrics.memory.get("arena_bytes"),
+        "activation_mode": "predicted" if _is_whole(m) else "predicted, outside of the delegate",
         "delegated_share": (m.details.get("delegation") or {}).get("delegated_share"),
     }
 
 
-def _activation_bytes(m: Manifest) -> int | None:
-    planned = m.details.get("planned_bytes")
-    if isinstance(planned, dict):
-        return sum(planned.values())
-    return m.metrics.memory.get("arena_bytes")
+def _is_whole(m: Manifest) -> bool:
+    """Tell whether the activations inside of delegates are counted."""
+    inside = m.details.get("delegate_bytes")
+    # Only ExecuTorch plans memory around delegates.
+    return "planned_bytes" not in m.details if inside is None else None not in inside.values()
 
 
 @interprets
@@ -82,7 +83,7 @@ def cells(r: dict[str, Any]) -> list[str]:
         latency = f"{r['latency_ms']:.3f} ms, {r['threads']} thread(s) ({r['latency_mode']}{mark})"
     accuracy, drop = "-", "-"
     if r["metric"]:
-        accuracy = f"{r['metric']} {score(r['metric'], r['quantized'])} ({r['accuracy_mode']})"
+        accuracy = f"{r['metric']} {score(r['metric'], r['quantized'])} ({r['accuracy_mode']}, {r['accuracy_ran']})"
         drop = difference(r["metric"], r["drop"])
     return [
         Path(r["artifact"]).name,
@@ -108,7 +109,7 @@ COLUMNS = (
     "SNR",
     "size",
     "latency on the host",
-    "memory on the host",
+    "peak memory on the host",
     "activations",
     "delegated",
 )

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from edge import codec
-from edge.artifact import Accuracy, Artifact, Manifest
+from edge.artifact import Accuracy, Artifact, Manifest, what_ran
 from edge.report import comparison, plots, summary
 from edge.report.plots import Bar, Cell, Point
 
@@ -118,7 +118,7 @@ def _ladder(a: Accuracy) -> str:
     rows = [(b.name, b.text, "" if b.low is None else f"[{b.low:.5g}, {b.high:.5g}]") for b in (*steps, last)]
     finite = all(abs(b.value) < float("inf") for b in (*steps, last))
     svg = plots.bars(title, [*steps, last]) if finite else ""
-    return _figure(title, f"{a.mode}, {a.kernels} kernels", svg, ("", a.metric, "95 % interval"), rows)
+    return _figure(title, f"{a.mode}, {what_ran(a.kernels)}", svg, ("", a.metric, "95 % interval"), rows)
 
 
 def _signal_to_noise(m: Manifest) -> list[str]:
@@ -146,7 +146,8 @@ def _latency(latency: Mapping[str, Any] | None) -> list[str]:
     ]
     title = "Latency distribution: share of runs that took at most as long"
     svg = plots.line(title, shown, ("ms", "share of runs"), marks=marks)
-    mode = f"{latency['mode']}, {latency['samples']} runs, {latency['threads']} thread(s), {latency['kernels']} kernels"
+    ran = what_ran(latency["kernels"])
+    mode = f"{latency['mode']}, {latency['samples']} runs, {latency['threads']} thread(s), {ran}"
     rows = [(f"{share:.0%}", f"{value:.5g}") for value, share in points[:: max(1, len(points) // 20)]]
     return [_figure(title, mode, svg, ("share of runs", "ms"), rows)]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge.artifact import Accuracy, Manifest
+from edge.artifact import Accuracy, Manifest, what_ran
 
 _PERCENT_METRICS = ("top1", "top5", "top", "agreement", "miou", "auc", "ap")
 
@@ -45,7 +45,7 @@ def difference(metric: str, value: float) -> str:
 
 
 def _accuracy_rows(a: Accuracy) -> list[Row]:
-    mode = f"{a.mode}, {a.kernels} kernels"
+    mode = f"{a.mode}, {what_ran(a.kernels)}"
     if a.metric.startswith("snr"):
         value = f"{a.quantized:.1f} dB, mean of {a.samples} unlabelled samples"
         return [Row(label="signal-to-noise, worst output", value=value, mode=mode)]
@@ -67,7 +67,7 @@ def _latency_rows(latency: Mapping[str, Any]) -> list[Row]:
         value = latency.get(key)
         return f"{value:.3f} ms" if isinstance(value, (int, float)) else str(value or "-")
 
-    mode = f"{latency['mode']} on the host, {latency['kernels']} kernels, {latency['threads']} thread(s)"
+    mode = f"{latency['mode']} on the host, {what_ran(latency['kernels'])}, {latency['threads']} thread(s)"
     low, high = latency.get("median_low_ms"), latency.get("median_high_ms")
     interval = f" [{low:.3f}, {high:.3f}]" if isinstance(low, float) and isinstance(high, float) else ""
     return [

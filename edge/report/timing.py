@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from edge.artifact import what_ran
 from edge.findings import Finding
 from edge.report.summary import Row, size
 
@@ -135,7 +136,7 @@ def _ms(value: Any) -> str:
 
 
 def _latency_rows(r: ProfileRecord) -> Iterator[Row]:
-    latency, mode = r.latency or {}, f"{r.mode}, {r.kernels} kernels, {r.threads} thread(s), {r.runner} runner"
+    latency, mode = r.latency or {}, f"{r.mode}, {what_ran(r.kernels)}, {r.threads} thread(s), {r.runner} runner"
     low, high = latency["median_low_ms"], latency["median_high_ms"]
     interval = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
     yield Row(label="median (99 % interval)", value=_ms(latency["median_ms"]) + interval, mode=mode)

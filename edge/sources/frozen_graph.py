@@ -39,6 +39,7 @@ class FrozenGraphSource:
         except Exception as error:  # protobuf's DecodeError has no public home
             raise SourceError(f"{path} is no readable GraphDef: {error}.", hint="Copy the model again.") from error
         _refuse_variables(graph, path)
+        _refuse_mixed_constants(graph, path)
         outputs = _outputs(graph, declaration, path)
         function = _function(graph, _placeholders(graph, path), outputs, declaration)
         free = Declaration(
@@ -57,6 +58,16 @@ def _refuse_variables(graph: Any, path: Path) -> None:
         raise SourceError(
             f"{path} is a graph without its weights: {len(names)} variables such as {names[0]!r} are not frozen.",
             hint="Freeze it with TensorFlow 1's freeze_graph, or give the SavedModel folder.",
+        )
+
+
+def _refuse_mixed_constants(graph: Any, path: Path) -> None:
+    """Refuse constants that hold another dtype than they say: TensorFlow's optimizer ends the process at such a one."""
+    wrong = [n.name for n in graph.node if n.op == "Const" and n.attr["dtype"].type != n.attr["value"].tensor.dtype]
+    if wrong:
+        raise SourceError(
+            f"{path} is damaged: {len(wrong)} constants such as {wrong[0]!r} hold another dtype than they say.",
+            hint="Copy the model again.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,11 +118,13 @@ def kinds() -> tuple[Kind, ...]:
         )
         for kind, (what, packages, extra) in _ABOUT.items()
     ]
-    found = [
-        Kind(kind=e.name, what=f"by {e.value}", packages=_brought(e), extra="")
-        for e in metadata.entry_points(group=ENTRY_POINT_GROUP)
-    ]
+    found = [Kind(kind=e.name, what=f"by {e.value}", packages=_brought(e), extra="") for e in _plugins()]
     return (*own, *found)
+
+
+@functools.cache  # looks into each installed package
+def _plugins() -> tuple[metadata.EntryPoint, ...]:
+    return tuple(metadata.entry_points(group=ENTRY_POINT_GROUP))
 
 
 def _brought(entry: metadata.EntryPoint) -> dict[str, str | None]:
@@ -148,8 +151,9 @@ def get(kind: str) -> Source:
         module, name = _BUILT_IN[kind]
         source: Source = getattr(importlib.import_module(module), name)()
         return source
-    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP, name=kind):
-        return _from_entry_point(entry)
+    for entry in _plugins():
+        if entry.name == kind:
+            return _from_entry_point(entry)
     raise UsageError(f"There is no source kind {kind!r}; accepted: {', '.join(_BUILT_IN)}.")
 
 
@@ -173,7 +177,7 @@ def detect(location: str) -> Source:
     for kind in _BUILT_IN:
         if (source := get(kind)).matches(location):
             return source
-    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+    for entry in _plugins():
         if (source := _from_entry_point(entry)).matches(location):
             return source
     raise _unsupported(location, content)

@@ -46,6 +46,7 @@ _LEAST_SAMPLES = 32
 # Small models can afford more samples, and with them closer bounds.
 _SMALL_BYTES, _SMALL_TIMES = 2**18, 4
 _CHOOSING: Any = object()
+_FRONT = " (front end float)"
 
 
 def keep_float(tensor: str) -> Override:
@@ -76,6 +77,8 @@ class Bench:
                 self._workdir.mkdir(parents=True, exist_ok=True)
                 carrier = dense.rewritten(Path(request["carrier"]), self.signature, self._workdir)
                 self._request = request = {**request, "carrier": str(carrier)}
+        # What costs no search, whatever it finds that every candidate should keep float (see `keep_front_end`).
+        self.plain = self.base
         self._runtime = registry.runtime("litert" if request["runtime"] == "edgetpu" else request["runtime"])
         calibration = codec.from_json(Selection, request["calibration"])
         evaluation = codec.from_json(Selection, request["evaluation"]) if request.get("evaluation") else None
@@ -129,7 +132,9 @@ class Bench:
 
     @property
     def _note(self) -> str:
-        return " (what has no integer form on the CPU)" if self.options else ""
+        if self.options:
+            return " (what has no integer form on the CPU)"
+        return _FRONT if self.base is not self.plain else ""
 
     def relax(self) -> bool:
         """Let operators without an integer form stay float from now on; tell whether they were not allowed to."""
@@ -137,6 +142,26 @@ class Bench:
             return False
         self.options = {"full_integer": False}
         return True
+
+    def front_end(self) -> Candidate | None:
+        """Return the base recipe with the network's signal front end in float, None where that does not apply.
+
+        An Edge TPU starts at the first operator, and what is float there leaves it nothing to run.
+        """
+        from edge.targets.litert import frontend
+
+        if self._request["runtime"] != "litert" or self.target.options.get("full_integer"):
+            return None
+        program, ranges = self.prepared(self.base)
+        if frontend.find(program, ranges) is None:
+            return None
+        kept = (*self.base.overrides, Override(operator=frontend.NAME))
+        recipe = replace(self.base, overrides=kept)
+        return Candidate(recipe=recipe, group="front end", label=f"{recipe.name}{_FRONT}")
+
+    def keep_front_end(self, recipe: Recipe) -> None:
+        """Let all further candidates start from a recipe of `front_end`."""
+        self.base = recipe
 
     def settled(self) -> bool:
         """Tell whether going on to dearer candidates cannot be justified: too few samples, but the estimate keeps."""

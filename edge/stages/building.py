@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ def build_program(request: dict[str, Any], progress: Progress) -> dict[str, Any]
         progress,
     )
     found = runtime.inspect(program.path, target, target.options)
+    if program.recipe.overrides:
+        # Who quantized tells what has no integer form from what the recipe keeps float; the file alone does not.
+        found = replace(found, findings=tuple(f for f in found.findings if f.rule != "OPS_LEFT_FLOAT"))
     return {"program": codec.to_json(program), "inspection": codec.to_json(found)}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge import codec
+from edge.artifact import what_ran
 from edge.calibration import noise
 from edge.calibration.data import Dataset
 from edge.calibration.search import Candidate, Outcome
@@ -19,6 +20,7 @@ from edge.measure.metric import Metric
 from edge.measure.store import OutputReader
 from edge.signature import Signature
 from edge.stages.bench import Bench, run_real
+from edge.stages.checking import ran
 from edge.targets import registry
 from edge.targets.base import Session
 from edge.targets.litert import heads, memory
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 # A rung also loses where its signal-to-noise ratio falls by this much to below 20 dB: 10 % of the signal's size.
 _LOUD_DB, _FALL_DB = 20.0, 6.0
 _LAYERS = 20
-_FIXED_LAYERS = 2
+_FIXED_LAYERS = (1, 2, 8)
 _RUNTIMES = ("litert", "edgetpu", "executorch")
 _PLAIN: dict[str, Any] = {"kernels": "xnnpack", "threads": 1}
 
@@ -129,7 +131,8 @@ class _Ladder:
         carrier = Path(self._request["carrier"])
         yield from ladder.rungs(carrier, bench.signature, bench.base, options, bench.fit, progress)
         kernels = self._request.get("device_kernels") or "xnnpack"
-        yield f"int8, {kernels} kernels", self._runtime.open(self._final(), kernels=kernels, threads=1)
+        session = self._runtime.open(self._final(), kernels=kernels, threads=1)
+        yield f"{bench.base.scheme}, {what_ran(ran(session, kernels))}", session
 
     def _programs(self) -> Iterator[tuple[str, Session]]:
         from edge.targets.litert import flatbuffer
@@ -225,11 +228,14 @@ def _fixes(bench: Bench) -> Iterator[Outcome]:
         if not replace(base, **change).refinements <= bench.refinements:
             continue
         yield bench.measure(Candidate(recipe=replace(base, **change), group="tuned", label=name))
+    if front := bench.front_end():
+        yield bench.measure(replace(front, label="keep the signal front end float (--keep-float front-end)"))
     layers = bench.sensitivity().layers
-    for count in range(1, min(_FIXED_LAYERS, len(layers) - 1) + 1):
+    for count in (c for c in _FIXED_LAYERS if c < len(layers)):
         kept, output_io = bench.island(layers[:count])
         recipe = replace(base, overrides=(*base.overrides, *kept), output_io=output_io or base.output_io)
-        label = f"keep {' and '.join(r.output for r in layers[:count])} float"
+        named = " and ".join(r.output for r in layers[:count]) if count < 3 else f"the {count} worst layers"
+        label = f"keep {named} float"
         yield bench.measure(Candidate(recipe=recipe, group="mixed", label=label, options={"full_integer": False}))
 
 
@@ -275,12 +281,16 @@ def _findings(ladder: list[Rung], culprit: str | None, bench: Bench, fixes: list
 
 
 def best_fix(fixes: list[dict[str, Any]]) -> str:
-    """Return the fix that helps most without another operator in float, else the best of all."""
+    """Return the fix that helps most without another operator in float; the best of all where that stays loud."""
     helping = [f for f in fixes if f["failure"] is None and f["snr_db"] > f["snr_db_before"] + 1]
-    chosen = [f for f in helping if f["operators_float"] <= f["operators_float_before"]] or helping
-    if not chosen:
+    if not helping:
         return "Nothing tried here helps: train with quantization in mind."
-    best = max(chosen, key=lambda f: f["snr_db"])
+    integer = [f for f in helping if f["operators_float"] <= f["operators_float_before"]]
+    best = max(helping, key=lambda f: f["snr_db"])
+    if integer:
+        kept = max(integer, key=lambda f: f["snr_db"])
+        # Where that stays loud, and float operators do much more, they are worth their time.
+        best = best if kept["snr_db"] < _LOUD_DB and best["snr_db"] > kept["snr_db"] + _FALL_DB else kept
     first = best["fix"][0].upper() + best["fix"][1:]
     return (
         f"{first} ({best['recipe']}): drop {best['drop']:.4g} instead of {best['drop_before']:.4g}, "

@@ -112,7 +112,7 @@ def compare(bench: Bench, chosen: Candidate) -> Final | None:
 
 def _alone(bench: Bench) -> Iterator[Candidate]:
     """Yield what costs no search: TFLiteConverter's quantizer, ai-edge-quantizer with a moving average as its own."""
-    base = bench.base
+    base = bench.plain
     if "ptq" not in bench.refinements:
         yield bench.candidate(base, "estimators")
         return

@@ -17,7 +17,7 @@ from edge.targets.litert import heads, memory
 if TYPE_CHECKING:
     from edge.isolate import Progress
 
-_ISLANDS = (1, 2, 4)
+_ISLANDS = (1, 2, 4, 8, 16)
 _CUTS = (1, 2, 4, 8, 16)
 _BLAMED = 3
 
@@ -72,12 +72,24 @@ def _estimators(bench: Bench) -> Iterator[Candidate]:
         yield bench.candidate(base, "estimators")
     if not bench.usable:
         return
+    yield from _front_end(bench)
+    base = bench.base
     for name, percentile in (("percentile", 99.99), ("mse", 99.99), ("entropy", 99.99), ("percentile", 99.9)):
         recipe = replace(base, estimator=name, percentile=percentile)  # type: ignore[arg-type]
         if recipe != base:
             yield bench.candidate(recipe, "estimators")
     if "weights-mse" in bench.refinements:
         yield bench.candidate(replace(bench.leader.candidate.recipe, weights="mse"), "estimators")
+
+
+def _front_end(bench: Bench) -> Iterator[Candidate]:
+    """Yield a float front end; where that loses less, all that follows keeps it."""
+    candidate, plain = bench.front_end(), bench.outcomes[-1]
+    if candidate is None:
+        return
+    yield candidate
+    if bench.outcomes[-1].failure is None and bench.outcomes[-1].drop < plain.drop:
+        bench.keep_front_end(candidate.recipe)
 
 
 def _refined(bench: Bench, word: str, group: Group, **changes: Any) -> Iterator[Candidate]:

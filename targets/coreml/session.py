@@ -64,6 +64,7 @@ class CoreMLSession:
     """An opened package, run by `predict`; arrays by signature name, image inputs as preprocessed floats."""
 
     mode: Mode = "measured"
+    kernels = "coreml"
     not_run: tuple[str, ...] = ()
 
     def __init__(self, contract: Contract, predict: Predict) -> None:
@@ -84,6 +85,7 @@ class EmulatedSession:
     """The package's weights, run by PyTorch: `mode` and `not_run` say what that does not prove."""
 
     mode: Mode = "emulated"
+    kernels = "torch"
     not_run: tuple[str, ...] = NOT_RUN
 
     def __init__(self, contract: Contract, inner: ExportedSession) -> None:

@@ -14,7 +14,7 @@ from edge.signature import Signature
 from edge.targets.executorch import carrier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from edge.calibration.data import Dataset
 
@@ -62,25 +62,29 @@ def observer_class() -> Any:
 
 def install(graph: Any, estimator: Estimator) -> int:
     """Replace the observers of static activations in a prepared graph by the estimator's; return how many tensors."""
-    from torchao.quantization.pt2e.observer import ObserverBase
-
+    observed = list(_observed(graph))
+    # Shared observers stay shared: one interval for all the tensors of a concatenation, with the constants among them.
+    tensors = {id(found): node.args[0].name for node, found in reversed(observed) if node.args[0].op != "get_attr"}
     made: dict[int, Any] = {}
-    for node in graph.graph.nodes:
-        if node.op != "call_module":
+    for node, found in observed:
+        if id(found) not in tensors:
             continue
-        found = graph.get_submodule(node.target)
-        if not isinstance(found, ObserverBase) or not _is_activation(found, node.args[0]):
-            continue
-        # Shared observers stay shared: one interval for all the tensors of a concatenation.
         if id(found) not in made:
-            made[id(found)] = observer_class()(estimator=estimator, tensor=node.args[0].name, like=found)
+            made[id(found)] = observer_class()(estimator=estimator, tensor=tensors[id(found)], like=found)
         graph.set_submodule(node.target, made[id(found)])
     return len(made)
 
 
-def _is_activation(observer: Any, source: Any) -> bool:
-    static = not getattr(observer, "is_dynamic", False) and hasattr(observer, "quant_min")
-    return static and source.op != "get_attr" and "per_channel" not in str(getattr(observer, "qscheme", ""))
+def _observed(graph: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the nodes that call an observer of static values with one interval per tensor, and the observer."""
+    from torchao.quantization.pt2e.observer import ObserverBase
+
+    for node in graph.graph.nodes:
+        found = graph.get_submodule(node.target) if node.op == "call_module" else None
+        if not isinstance(found, ObserverBase) or getattr(found, "is_dynamic", False):
+            continue
+        if hasattr(found, "quant_min") and "per_channel" not in str(getattr(found, "qscheme", "")):
+            yield node, found
 
 
 def collect(

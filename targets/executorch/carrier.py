@@ -172,6 +172,7 @@ class ExportedSession:
     """
 
     mode = "emulated"
+    kernels = "emulated"
 
     def __init__(self, program: Any, signature: Signature, *, not_run: tuple[str, ...] = ()) -> None:
         self.signature = signature

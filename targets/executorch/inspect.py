@@ -10,7 +10,7 @@ from typing import Any
 from edge.findings import Finding
 from edge.signature import Signature
 from edge.targets.base import Inspection, Operator
-from edge.targets.executorch import program
+from edge.targets.executorch import memory, program
 from edge.targets.executorch.lower import Delegation
 
 # Ids of backends as edgekit calls them.
@@ -22,6 +22,8 @@ _PLACES = {
     "QnnBackend": "qualcomm",
     "NeuropilotBackend": "mediatek",
 }
+_ARENA = "activations, those inside of XNNPACK's subgraphs included; packed weights and scratch buffers come on top"
+_ARENA_OUTSIDE = "activations outside of delegates; each delegate plans its own on top"
 _NO_FORM = "the delegate has no form of it with these shapes and dtypes"
 # Below this share a fallback is more than the odd reshape at the end.
 _SHARE_WORTH_A_WARNING = 0.9
@@ -31,10 +33,12 @@ def inspect_program(path: Path, options: Mapping[str, Any]) -> Inspection:
     """Return the inspection of a `.pte` file. Raises SourceError for what is no valid program."""
     del options
     view = program.read(path)
+    inside = memory.delegate_bytes(program.deserialized(path))
+    known = all(value is not None for value in inside.values())
     return Inspection(
         operators=tuple(_operator(call) for call in view.calls),
         parameter_bytes=view.parameter_bytes,
-        arena_bytes=max(view.planned.values(), default=0),
+        arena_bytes=max((planned + (inside[name] or 0) for name, planned in view.planned.items()), default=0),
         signature=view.signature,
         findings=() if view.own_contract else (_foreign(),),
         details={
@@ -46,7 +50,8 @@ def inspect_program(path: Path, options: Mapping[str, Any]) -> Inspection:
             "operator_counts": dict(Counter(c.name for c in view.calls if not c.backend)),
             "subgraphs": dict(Counter(c.backend for c in view.calls if c.backend)),
             "requires": requires(view),
-            "arena_note": "activations outside of delegates; each delegate plans its own on top",
+            "delegate_bytes": inside,
+            "arena_note": _ARENA if known else _ARENA_OUTSIDE,
         },
     )
 

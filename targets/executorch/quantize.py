@@ -17,7 +17,7 @@ from edge.findings import Finding
 from edge.isolate import Progress, no_progress
 from edge.signature import Quantization, Signature, TensorSpec
 from edge.targets import torch_fake_quant
-from edge.targets.executorch import bias, calibrate, carrier, constants, equalize, learned, steps
+from edge.targets.executorch import bias, calibrate, carrier, constants, equalize, learned, readers, simplify, steps
 
 if TYPE_CHECKING:
     from edge.calibration.data import Dataset
@@ -69,9 +69,14 @@ def quantize(
 
 
 def folded(program: Any, signature: Signature) -> Any:
-    """Return the ExportedProgram with what it computes of constants alone as constants. Raises QuantizationError."""
+    """Return the ExportedProgram with what it computes of constants alone as constants, and simplified.
+
+    Raises QuantizationError.
+    """
     graph = constants.fold(program)
-    return program if graph is None else _exported(graph, program, signature)
+    if graph is None and not simplify.needed(program.graph):
+        return program
+    return _exported(simplify.apply(graph or program.module(check_guards=False)), program, signature)
 
 
 def floated(program: Any) -> Any:
@@ -83,7 +88,8 @@ def floated(program: Any) -> Any:
 
 def _learned(program: Any, signature: Signature, recipe: Recipe) -> Quantized:
     graph, kept = learned.paired(program, recipe)
-    constants.separate(graph)
+    simplify.quantize_pads(constants.separate(graph))
+    readers.separate(graph)
     made, findings = _ends(graph, signature, recipe)
     return Quantized(program=_exported(graph, program, signature), signature=made, findings=(*findings, kept))
 
@@ -188,6 +194,7 @@ def _pt2e(
         details |= {"channels_equalized": made.channels_equalized, "calibration_passes": 2}
     if recipe.bias_correction and samples is not None:
         details["bias_correction"] = bias.correct(made.reference, graph, signature, samples, progress)
+    readers.separate(graph)
     signature, findings = _ends(graph, signature, recipe)
     return Quantized(
         program=_exported(graph, program, signature),
@@ -245,7 +252,7 @@ def converted(
             _see_once(graph, program, signature)
         progress("quantizing", None)
         reference = copy.deepcopy(graph) if recipe.needs_calibration else None
-        made = constants.without_unused(convert_pt2e(graph))
+        made = simplify.quantize_pads(constants.without_unused(convert_pt2e(graph)))
         return Converted(graph=made, reference=reference, ranges=ranges, channels_equalized=channels)
     except EdgekitError:
         raise

@@ -37,8 +37,16 @@ class ExecuTorchSession:
     mode: Literal["measured"] = "measured"
     not_run: tuple[str, ...] = ()
 
-    def __init__(self, data: bytes, signature: Signature, *, method: str = "forward", threads: int = 1) -> None:
-        self.signature = signature
+    def __init__(
+        self,
+        data: bytes,
+        signature: Signature,
+        *,
+        method: str = "forward",
+        threads: int = 1,
+        kernels: str = KERNEL_SETS[0],
+    ) -> None:
+        self.signature, self.kernels = signature, kernels
         self._program = loaded(data, threads=threads)
         if method not in self._program.method_names:
             raise SourceError(
@@ -161,7 +169,8 @@ def open_program(path: Path, *, kernels: str, threads: int) -> ExecuTorchSession
         return _emulated(path, lacking or (*view.backends, *view.operators))
     if view.signature is None:
         raise SourceError(f"{path} has inputs or outputs that are no tensors.")
-    return ExecuTorchSession(path.read_bytes(), view.signature, method=_method(view), threads=threads)
+    ran = kernels if view.backends else "portable"
+    return ExecuTorchSession(path.read_bytes(), view.signature, method=_method(view), threads=threads, kernels=ran)
 
 
 def _method(view: program.View) -> str:

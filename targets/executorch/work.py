@@ -93,15 +93,19 @@ def _work_of_call(file: Any, plan: Any, call: Any) -> Iterator[Work]:
     if type(call).__name__ == "KernelCall":
         yield from _portable(plan, call)
         return
-    delegate = plan.delegates[call.delegate_index]
+    graph = delegate_graph(file, plan.delegates[call.delegate_index])
+    for node in _kept(graph):
+        yield _work(graph, node)
+
+
+def delegate_graph(file: Any, delegate: Any) -> DelegateGraph:
+    """Return the operators of a delegated subgraph. Raises ValueError where it is not XNNPACK's, or cannot be read."""
     if delegate.id != _XNNPACK:
         raise ValueError(f"what the delegate {delegate.id} computes is not known")
     place = delegate.processed
     if place.location.name != "INLINE":
         raise ValueError("the delegate's payload lies outside of the program")
-    graph = xnnpack_graph.read(bytes(file.program.backend_delegate_data[place.index].data))
-    for node in _kept(graph):
-        yield _work(graph, node)
+    return xnnpack_graph.read(bytes(file.program.backend_delegate_data[place.index].data))
 
 
 def _portable(plan: Any, call: Any) -> Iterator[Work]:

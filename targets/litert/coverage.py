@@ -44,7 +44,7 @@ def of(model: Any, overrides: Sequence[Override] = ()) -> Coverage:
     computing = [(v, op) for v in views for op in v.ops if op.name not in CONVERSIONS]
     in_float = [(v, op) for v, op in computing if _is_float(v, op)]
     left = [(op.name, _output_name(v, op)) for v, op in in_float]
-    wished = [entry for entry in left if _kept_float(entry, overrides)]
+    wished = [entry for entry in left if kept_float(entry, overrides)]
     return Coverage(
         total=len(computing),
         left_float=tuple(entry for entry in left if entry not in wished),
@@ -68,7 +68,8 @@ def _is_stored(tensor: flatbuffer.Tensor) -> bool:
     return tensor.is_constant and (scaled or tensor.dtype == "float16")
 
 
-def _kept_float(entry: tuple[str, str], overrides: Sequence[Override]) -> bool:
+def kept_float(entry: tuple[str, str], overrides: Sequence[Override]) -> bool:
+    """Tell whether the overrides keep an operator float, given as its type and the first tensor that it writes."""
     last = next((o for o in reversed(overrides) if matches(o, *entry)), None)
     return last is not None and last.scheme == "float32"
 

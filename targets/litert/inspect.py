@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.findings import Finding
+from edge.targets import arena
 from edge.targets.base import Inspection, Operator
 from edge.targets.litert import contract, coverage, flatbuffer
 from edge.targets.litert.flatbuffer import Graph, Op
@@ -69,20 +70,8 @@ def _details(path: Path, model: Any, views: list[Graph], found: coverage.Coverag
 
 
 def arena_bytes(view: Graph) -> int:
-    """Return the bytes of the activation arena: greedy by size over tensor lifetimes, offsets aligned to 16.
-
-    Method: Pisarchyk and Lee 2020, arXiv 2001.03288, section 5.2 (greedy by size for offsets), which is what TensorFlow
-    Lite's memory planners use. Scratch buffers of kernels are not known here.
-    """
-    placed: list[tuple[int, int, int, int]] = []  # offset, size, first, last
-    for size, first, last, _ in sorted(_lifetimes(view), reverse=True):
-        offset = 0
-        for begin, end in sorted((o, o + s) for o, s, a, b in placed if a <= last and first <= b):
-            if offset + size <= begin:
-                break
-            offset = max(offset, end)
-        placed.append((offset, size, first, last))
-    return max((offset + size for offset, size, _, _ in placed), default=0)
+    """Return the bytes of the activation arena, offsets aligned to 16, without scratch buffers of kernels."""
+    return arena.planned_bytes((size, first, last) for size, first, last, _ in _lifetimes(view))
 
 
 def live_bytes(view: Graph) -> list[int]:

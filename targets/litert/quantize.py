@@ -22,6 +22,7 @@ from edge.targets.litert import (
     equalize,
     fixed,
     flatbuffer,
+    frontend,
     heads,
     islands,
     learned,
@@ -82,8 +83,9 @@ def quantize(
     """
     ready = calibrated(model, recipe, samples, threads=threads, progress=progress)
     program, ranges, magnitude, refined = ready.program, ready.ranges, ready.mask_magnitude, dict(ready.details)
-    recipe = pixels.recipe_for(ready.pixels, recipe)
+    recipe = frontend.resolved(pixels.recipe_for(ready.pixels, recipe), program, ranges)
     progress("quantizing", None)
+    coarse = frontend.findings(program, ranges, recipe, integer=full_integer)
     factor = heads.FACTOR_TO_SPLIT if recipe.split_outputs else heads.FACTOR_AT_OUTPUT
     clashes = heads.find_clashes(program, ranges, at_output=factor) if ranges is not None else ()
     joints = [f.op for f in clashes if f.severity == "error" and f.op]
@@ -112,6 +114,7 @@ def quantize(
         ranges=ranges,
         findings=(
             *_clash_findings(clashes, refined),
+            *coarse,
             *_restored_findings(ready.restored),
             *pixels.findings(refined.get("pixel_inputs", {})),
             *learned.findings(ready.learned, changed, ranges, recipe),

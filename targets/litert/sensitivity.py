@@ -13,7 +13,7 @@ from edge.calibration.ranges import Ranges
 from edge.calibration.recipe import Recipe
 from edge.calibration.sensitivity import LayerRecord, ranked, unbalanced, weight_spread
 from edge.isolate import Progress, no_progress
-from edge.targets.litert import equalize, flatbuffer, probe, session
+from edge.targets.litert import coverage, equalize, flatbuffer, frontend, probe, session
 from edge.targets.litert.simulate import CHANNEL_AXIS, Simulation
 
 # Runs of the program for all layers together; each layer gets at least 8 samples.
@@ -39,13 +39,16 @@ def measure(
     """Return how much the outputs of a prepared float program lose with one layer quantized at a time.
 
     Weights and output tensor of each layer are quantized apart, in a float program: (layers with weights + tensors) x
-    samples runs. The samples are those with the largest relative error when all is quantized.
+    samples runs. The samples are those with the largest relative error when all is quantized. What the recipe keeps
+    float is left out.
     """
     model = flatbuffer.load(program)
     graph = flatbuffer.graph(model)
-    weighted = [op.index for op in graph.ops if _weights(graph, op) is not None]
+    ranges, kept = _quantized(graph, ranges, frontend.resolved(recipe, program, ranges))
+    weighted = [op.index for op in graph.ops if _weights(graph, op) is not None and op.index not in kept]
     inputs = probe.spread_inputs(samples, _CANDIDATES)
-    chosen = _worst(program, ranges, recipe, inputs, max(_LEAST, min(_MOST, _RUNS // (len(weighted) + len(ranges)))))
+    count = max(_LEAST, min(_MOST, _RUNS // (len(weighted) + len(ranges))))
+    chosen = _worst(program, ranges, recipe, inputs, weighted, count)
     bench = _Bench(program, ranges, recipe, chosen)
     total = len(weighted) + len(ranges)
     by_op, by_tensor = {}, {}
@@ -59,6 +62,17 @@ def measure(
     records = _joined(model, list(_records(graph, ranges, by_op, by_tensor, saturated)), chosen)
     runs = 2 * len(inputs) + (total + 3) * len(chosen)
     return Sensitivity(layers=ranked(records), samples=len(chosen), runs=runs)
+
+
+def _quantized(graph: flatbuffer.Graph, ranges: Ranges, recipe: Recipe) -> tuple[Ranges, set[int]]:
+    """Return the ranges of tensors that an operator reads or writes which no override keeps float, and those kept."""
+    name = [graph.tensors[op.outputs[0]].name if op.outputs else "" for op in graph.ops]
+    kept = {op.index for op in graph.ops if coverage.kept_float((op.name, name[op.index]), recipe.overrides)}
+    inner = {t for i in kept for t in (*graph.ops[i].inputs, *graph.ops[i].outputs) if t >= 0}
+    inner -= {t for op in graph.ops if op.index not in kept for t in (*op.inputs, *op.outputs)}
+    names = {graph.tensors[t].name for t in inner - set(graph.outputs)}
+    limits = {n: r for n, r in ranges.limits.items() if n not in names}
+    return replace(ranges, limits=limits), kept
 
 
 def _joined(model: Any, records: list[LayerRecord], inputs: Sequence[Mapping[str, Any]]) -> list[LayerRecord]:
@@ -97,12 +111,16 @@ def _weights(graph: flatbuffer.Graph, op: flatbuffer.Op) -> Any:
 
 
 def _worst(
-    program: bytes, ranges: Ranges, recipe: Recipe, inputs: Sequence[Mapping[str, Any]], count: int
+    program: bytes,
+    ranges: Ranges,
+    recipe: Recipe,
+    inputs: Sequence[Mapping[str, Any]],
+    weighted: Sequence[int],
+    count: int,
 ) -> list[Mapping[str, Any]]:
     if len(inputs) <= count:
         return list(inputs)
-    operators = range(len(flatbuffer.graph(flatbuffer.load(program)).ops))
-    whole = Simulation(program, ranges, recipe, weights=operators, activations=list(ranges)).program()
+    whole = Simulation(program, ranges, recipe, weights=weighted, activations=list(ranges)).program()
     lost = noise.collect(probe.outputs(whole, inputs), probe.outputs(program, inputs)).ratios()
     return [inputs[i] for i in np.argsort(-lost, kind="stable")[:count]]
 

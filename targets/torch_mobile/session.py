@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ def read_contract(path: Path) -> Signature | None:
                     hint="Save the TorchScript module with _save_for_lite_interpreter.",
                 )
             held = archive.read(members[f"extra/{CONTRACT}"]) if f"extra/{CONTRACT}" in members else None
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise SourceError(f"{path.name} is no .ptl file: {first_line(error)}", hint="Build it again.") from error
     if held is None:
         return None
@@ -46,11 +47,14 @@ def read_contract(path: Path) -> Signature | None:
 
 
 class LiteInterpreterSession:
-    """An opened `.ptl`; arrays in the program's own dtypes, by signature name."""
+    """An opened `.ptl`; arrays in the program's own dtypes, by signature name.
+
+    `kernels` is that of the quantized operators, `aten` where there are none.
+    """
 
     def __init__(self, path: Path, *, threads: int) -> None:
         torch = import_torch()
-        from torch.jit.mobile import _load_for_lite_interpreter
+        from torch.jit.mobile import _get_model_ops_and_info, _load_for_lite_interpreter
 
         contract = read_contract(path)
         if contract is None:
@@ -63,8 +67,10 @@ class LiteInterpreterSession:
         try:
             with engine(), quiet():
                 self._module = _load_for_lite_interpreter(str(path), map_location="cpu")
+                operators = _get_model_ops_and_info(str(path))
         except RuntimeError as error:
             raise SourceError(f"The lite interpreter cannot load {path.name}: {first_line(error)}") from error
+        self.kernels = ENGINE if any(name.startswith("quantized::") for name in operators) else "aten"
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run once. Raises DataError for a wrong name, shape or dtype, SourceError where the interpreter fails."""

@@ -11,10 +11,12 @@ import faulthandler
 import io
 import json
 import math
+import mmap
 import os
 import resource
 import shutil
 import signal
+import struct
 import tempfile
 import time
 import traceback
@@ -35,6 +37,7 @@ _MEMORY_BYTES = 6 * 2**30  # beyond what the process reserves at its start
 _GROWTH_KIB = 2**20
 _MOST_FINDINGS = 20
 _DIED = "the process died"
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,33 +123,73 @@ def run(reader: Reader, cases: int, seed: int, seconds: float = math.inf) -> Res
     return total
 
 
+class _Progress:
+    """What a child tells its parent at each case, in memory of both: the case, and when it must have ended."""
+
+    _FORM = struct.Struct("<qd")
+
+    def __init__(self, first: int) -> None:
+        self._held = mmap.mmap(-1, self._FORM.size)
+        self.case = first
+        self.tell(math.inf)
+
+    def tell(self, deadline: float) -> None:
+        """Write the case and the deadline, a time of the monotonic clock."""
+        self._held[:] = self._FORM.pack(self.case, deadline)
+
+    def told(self) -> tuple[int, float]:
+        """Return the case and its deadline."""
+        case, deadline = self._FORM.unpack(self._held[:])
+        return int(case), float(deadline)
+
+
 def _in_child(reader: Reader, cases: Cases) -> tuple[Result, tuple[str, int] | None]:
-    with tempfile.TemporaryDirectory(prefix="edgekit-fuzz-") as place:
-        told = Path(place) / "result.json"
+    with tempfile.TemporaryDirectory(prefix="edgekit-fuzz-", dir=_memory_folder()) as place:
+        progress, started = _Progress(cases.first), time.monotonic()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of threads at fork: none is used in the child
             pid = os.fork()
         if pid == 0:
-            _child(reader, cases, Path(place))
-        os.waitpid(pid, 0)
-        progress = Path(place) / "case"
+            _child(reader, cases, Path(place), progress)
+        _wait(pid, progress)
+        told, why = Path(place) / "result.json", Path(place) / "why"
         if told.is_file():
             data = json.loads(told.read_text())
             return Result(**{**data, "findings": [Finding(**f) for f in data["findings"]]}), None
-        at = int(progress.read_text()) if progress.is_file() else cases.first
-        why = Path(place) / "why"
-        return Result(reader=reader.name, cases=at - cases.first), (why.read_text() if why.is_file() else _DIED, at)
+        at, _ = progress.told()
+        until = Result(reader=reader.name, cases=at - cases.first, seconds=time.monotonic() - started)
+        return until, (why.read_text() if why.is_file() else _DIED, at)
 
 
-def _child(reader: Reader, cases: Cases, place: Path) -> None:
+def _memory_folder() -> str | None:
+    """Return a folder in memory, where there is one: making and removing files on a disk takes longer than reading."""
+    shared = Path("/dev/shm")
+    return str(shared) if shared.is_dir() and os.access(shared, os.W_OK) else None
+
+
+def _wait(pid: int, progress: _Progress) -> None:
+    """Wait for the child; native code that hangs gets no Python signal: then the whole process goes."""
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        time.sleep(_POLL_S)
+        if time.monotonic() > progress.told()[1]:
+            os.kill(pid, signal.SIGABRT)  # it writes where it stands
+            time.sleep(1)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return
+
+
+def _child(reader: Reader, cases: Cases, place: Path, progress: _Progress) -> None:
     code = 1
     try:
         faulthandler.enable()
         signal.signal(signal.SIGALRM, _alarm)
         warnings.simplefilter("ignore")
+        (place / "tmp").mkdir()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(place / "tmp")
         if not reader.isolated:
             _limit_memory()
-        result = _cases(reader, cases, place)
+        result = _cases(reader, cases, place, progress)
         (place / "result.json").write_text(json.dumps(asdict(result)))
         code = 0
     except BaseException as error:  # of the harness or of whole inputs: told with the first case
@@ -161,17 +204,19 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (reserved + _MEMORY_BYTES, reserved + _MEMORY_BYTES))
 
 
-def _cases(reader: Reader, cases: Cases, place: Path) -> Result:
+def _cases(reader: Reader, cases: Cases, place: Path, progress: _Progress) -> Result:
     result = Result(reader=reader.name)
     corpus = reader.corpus()
     for number, whole in enumerate(corpus):
         # What imports and caches cost is neither growth nor time of a case.
+        progress.tell(time.monotonic() + 3 * _IMPORT_LIMIT_S)
         _one(reader, whole, place, accepts=reader.accepts, limit_s=_limit(reader) if number else _IMPORT_LIMIT_S)
     started, before = time.monotonic(), _peak_kib()
     for case in range(cases.first, cases.end):
         if time.monotonic() - started > cases.seconds:
             break
-        (place / "case").write_text(str(case))
+        progress.case = case
+        progress.tell(time.monotonic() + 3 * _limit(reader))
         data = case_bytes(reader, corpus, cases.seed, case)
         try:
             result.refused += _one(reader, data, place, limit_s=_limit(reader))
@@ -221,21 +266,18 @@ def _one(reader: Reader, data: bytes, place: Path, *, limit_s: float, accepts: b
         return True
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if strange := {p.name for p in place.iterdir()} - {"case", "in"}:
+        if strange := {p.name for p in place.iterdir()} - {"in", "tmp"}:
             raise AssertionError(f"files outside of the folder: {strange}")
     return False
 
 
 @contextlib.contextmanager
 def _limited(limit_s: float) -> Iterator[None]:
-    # Native code that hangs gets no Python signal: then the whole process goes.
-    faulthandler.dump_traceback_later(3 * limit_s, exit=True)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -154,7 +155,7 @@ def _tree_step(tree: list[Any], rng: Random) -> None:
             del holder[key]
         case 1 if isinstance(holder, dict):
             holder[str(rng.choice(_ODD))[:50]] = value
-        case 2 if isinstance(value, list) and value:
+        case 2 if isinstance(value, list) and 0 < len(value) < 10_000:
             value.extend(value * rng.choice((1, 100)))
         case 3 if isinstance(value, (int, float)) and not isinstance(value, bool):
             other = value + 1 if isinstance(value, int) else value / 3
@@ -162,7 +163,7 @@ def _tree_step(tree: list[Any], rng: Random) -> None:
         case 4:
             holder[key] = _deep(value, rng.choice((1, 3, 200)))
         case _:
-            holder[key] = rng.choice(_ODD)
+            holder[key] = copy.deepcopy(rng.choice(_ODD))  # later steps change what they find in the tree
 
 
 def _deep(value: Any, levels: int) -> Any:
