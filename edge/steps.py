@@ -53,16 +53,21 @@ def _steps_of(project: Project, name: str, target: Target, problems: list[str]) 
         return []
     recipe = project.recipe_for(target.recipe, target.io)
     if recipe.kind not in target.recipes:
-        accepted = ", ".join(target.recipes)
-        problems.append(f"recipe: target {target.name} does not run {recipe.name}; accepted: {accepted}")
+        known = ", ".join(target.recipes)
+        problems.append(f"recipe: target {target.name} does not run {recipe.name}; accepted: {known}")
         return []
     problems += [text for runtime in served if (text := _open_sizes(project, target, runtime))]
+    # Options of the project (--multiple-subgraphs, --min-delegated) win over the target's own, table by table.
+    ready = replace(target, options=registry.merged(target.options, project.options))
     for runtime in served:
+        kinds = registry.recipes(runtime, ready)
+        if recipe.kind not in kinds:
+            known = ", ".join(r for r in target.recipes if r in kinds)
+            problems.append(f"recipe: {runtime} makes no {recipe.kind} for target {target.name}; accepted: {known}")
+            return []
         if refused := lacking(runtime, recipe, searching=project.search):
             problems.append(f"recipe: {refused}")
             return []
-    # Options of the project (--multiple-subgraphs, --min-delegated) win over the target's own, table by table.
-    ready = replace(target, options=registry.merged(target.options, project.options))
     return [
         Step(
             named=name, target=ready, runtime=runtime, recipe=recipe, destination=_destination(project, target, runtime)

@@ -134,3 +134,11 @@ def runtime(name: str) -> Runtime:
     module, _, attribute = location.partition(":")
     result: Runtime = getattr(importlib.import_module(module), attribute)()
     return result
+
+
+def recipes(name: str, target: Target) -> tuple[str, ...]:
+    """Return the kinds of recipes that a runtime makes with a target's options. Raises ConfigError."""
+    found = runtime(name)
+    narrowed = getattr(found, "recipes_for", None)  # of those with delegates
+    kinds: tuple[str, ...] = narrowed(target) if narrowed else found.recipes
+    return kinds

@@ -83,6 +83,11 @@ def test_version() -> None:
         (["build", "none.keras", "--target", "corral"], 2, "Target 'corral' is unknown"),
         (["build", "none.keras", "--target", "rpi4", "--recipe", "int3"], 2, "recipe 'int3' is unknown"),
         (["build", "none.keras", "--target", "coral", "--recipe", "float32"], 2, "does not run float32"),
+        (
+            ["build", "none.keras", "--target", "android", "--runtime", "executorch", "--recipe", "weight-only"],
+            2,
+            "executorch makes no weight-only for target android; accepted: int8",
+        ),
         (["build", "none.keras", "--target", "rpi4"], 2, "needs representative samples"),
         (["build", "none.keras", "--target", "rpi4", "--runtime", "edgetpu"], 2, "does not serve target rpi4"),
         (["build", "none.keras", "--target", "rpi4", "--shape", "x=one"], 2, "--shape"),

@@ -1,8 +1,9 @@
-"""Int8 programs for ExecuTorch whose layers share constants, have dead channels, or outputs that hardly vary."""
+"""Steps of int8 programs for ExecuTorch: shared constants, dead channels, dull outputs, the ranges of Core ML."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from edge.calibration import recipe as recipes
 from edge.targets.base import Model
-from edge.targets.executorch import session
+from edge.targets.executorch import carrier, delegates, quantize, session
 from edge.targets.executorch.runtime import ExecuTorch
 from tests import executorch_helpers as helpers
 
@@ -138,3 +139,19 @@ def test_an_output_that_hardly_varies_still_loads(kind: str, tmp_path: Path) -> 
     made = helpers.build(model, recipes.named("int8"), tmp_path, data=none, compare_float=False)
     found = helpers.run(ExecuTorch().open(made.path, kernels="xnnpack", threads=1), none[0].inputs)
     assert all(np.abs(v).max() == 0 for v in found.values())
+
+
+def test_core_ml_has_the_ranges_of_all_samples(tmp_path: Path) -> None:
+    """Its quantizer brings moving averages for training, which a first small sample of a few would decide."""
+    import torch
+
+    pytest.importorskip("coremltools", exc_type=ImportError)
+    model = helpers.exported(torch.nn.Linear(4, 4).eval(), (torch.zeros(1, 4),), tmp_path)
+    sizes = (0.1, 0.1, 8.0, 0.1)
+    data = [helpers.Sample({t.name: np.full(t.shape, n, np.float32) for t in model.signature.inputs}) for n in sizes]
+    program, signature = carrier.load(model.path)
+    chosen = delegates.DELEGATES["coreml"]
+    recipe = replace(recipes.named("int8"), io="float32")
+    made = quantize.quantize(program, signature, recipe, chosen, {}, data)  # type: ignore[arg-type]
+    first = next(n for n in made.program.graph.nodes if "quantize_per_tensor" in str(n.target))
+    assert float(first.args[1]) * 127 == pytest.approx(8.0, rel=0.01)

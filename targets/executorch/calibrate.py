@@ -77,11 +77,13 @@ def install(graph: Any, estimator: Estimator) -> int:
 
 def _observed(graph: Any) -> Iterator[tuple[Any, Any]]:
     """Yield the nodes that call an observer of static values with one interval per tensor, and the observer."""
+    from torchao.quantization.pt2e import FakeQuantizeBase
     from torchao.quantization.pt2e.observer import ObserverBase
 
     for node in graph.graph.nodes:
         found = graph.get_submodule(node.target) if node.op == "call_module" else None
-        if not isinstance(found, ObserverBase) or getattr(found, "is_dynamic", False):
+        # coremltools' quantizer brings fake quantization by a moving average, made for training.
+        if not isinstance(found, (ObserverBase, FakeQuantizeBase)) or getattr(found, "is_dynamic", False):
             continue
         if hasattr(found, "quant_min") and "per_channel" not in str(getattr(found, "qscheme", "")):
             yield node, found

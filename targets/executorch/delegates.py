@@ -62,15 +62,24 @@ def chosen(options: Options) -> tuple[Delegate, ...]:
 
     Raises ConfigError for an unknown name, MissingPackageError where a package is absent.
     """
+    found = _named(options)
+    for delegate in found:
+        delegate.check()
+    return found
+
+
+def leading(options: Options) -> Delegate:
+    """Return the delegate that decides how to quantize, whether its packages are here or not. Raises ConfigError."""
+    return _named(options)[0]
+
+
+def _named(options: Options) -> tuple[Delegate, ...]:
     names = options.get("delegates", ("xnnpack",))
     if unknown := [n for n in names if n not in DELEGATES]:
         raise ConfigError(
             f"options.executorch.delegates names {', '.join(map(repr, unknown))}; accepted: {', '.join(DELEGATES)}."
         )
-    found = tuple(DELEGATES[n] for n in names) or (DELEGATES["portable"],)
-    for delegate in found:
-        delegate.check()
-    return found
+    return tuple(DELEGATES[n] for n in names) or (DELEGATES["portable"],)
 
 
 def _none(options: Options, recipe: Recipe) -> list[Any]:  # noqa: ARG001

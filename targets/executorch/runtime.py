@@ -39,6 +39,10 @@ class ExecuTorch:
     recipes: tuple[str, ...] = ("float32", "float16", "dynamic", "dynamic-4", "weight-only", "int8")
     kernel_sets: tuple[str, ...] = session.KERNEL_SETS
 
+    def recipes_for(self, target: Target) -> tuple[str, ...]:
+        """Return the kinds of recipes that a target's first delegate takes. Raises ConfigError for its options."""
+        return delegates.leading(_options(target)).recipes
+
     def build(
         self, model: Model, recipe: Recipe, target: Target, samples: Dataset | None, workdir: Path, progress: Progress
     ) -> Program:
