@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge.calibration import recipe as recipes
-from edge.targets.executorch import carrier, quantize, simplify
+from edge.targets.executorch import carrier, program, quantize, simplify, work
 from tests import executorch_helpers as helpers
 
 pytestmark = [
@@ -77,9 +77,9 @@ def test_cropping_and_identities_are_rewritten_exactly(name: str) -> None:
     import torch
 
     module, x = _module(name), torch.randn(_SHAPES[name])
-    program = torch.export.export(module, (x,))
-    assert simplify.needed(program.graph)
-    made = quantize.folded(program, carrier.unnamed(program))
+    exported = torch.export.export(module, (x,))
+    assert simplify.needed(exported.graph)
+    made = quantize.folded(exported, carrier.unnamed(exported))
     assert not simplify.needed(made.graph)
     assert "alias" not in str(made.graph)
     assert torch.equal(made.module()(x), module(x))
@@ -91,8 +91,8 @@ def test_cropping_keeps_open_dimensions() -> None:
 
     module, x = _module("cropped"), torch.randn(1, 3, 9, 12)
     open_width = ({3: torch.export.Dim("width", min=8, max=32)},)
-    program = torch.export.export(module, (torch.zeros(1, 3, 9, 16),), dynamic_shapes=open_width)
-    made = quantize.folded(program, carrier.unnamed(program))
+    exported = torch.export.export(module, (torch.zeros(1, 3, 9, 16),), dynamic_shapes=open_width)
+    made = quantize.folded(exported, carrier.unnamed(exported))
     assert torch.equal(made.module()(x), module(x))
 
 
@@ -105,3 +105,29 @@ def test_an_input_that_is_an_output_stays_a_copy() -> None:
             return torch.ops.aten.alias(x), x + 1
 
     assert not simplify.needed(torch.export.export(Through(), (torch.zeros(2),)).graph)
+
+
+def test_int8_networks_pad_in_integers(tmp_path: Path) -> None:
+    """No tensor between int8 convolutions is float for a padding, and an input that a padding reads is int8."""
+    import torch
+
+    class Strided(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.Conv2d(8, 8, 3, stride=2)
+
+        def forward(self, x: Any) -> Any:
+            pad = torch.nn.functional.pad
+            return self.two(pad(torch.relu(self.one(pad(x, (0, 1, 0, 1)))), (0, 1, 0, 1)))
+
+    torch.manual_seed(0)
+    model = helpers.exported(Strided().eval(), (torch.zeros(1, 3, 16, 16),), tmp_path)
+    made = helpers.build(model, recipes.named("int8"), tmp_path, compare_float=False)
+    assert made.signature.inputs[0].dtype == "int8"
+    file = program.deserialized(made.path)
+    plan = next(p for p in file.program.execution_plan if p.name == "forward")
+    graphs = [work.delegate_graph(file, d) for d in plan.delegates]
+    pads = [(g, n) for g in graphs for n in g.nodes if n.kind == "StaticConstantPad"]
+    assert len(pads) == 2
+    assert {g.values[v].type for g, n in pads for v in (*n.inputs, *n.outputs)} == {"qint8"}
+    assert helpers.agreement(model, made) >= 25

@@ -10,6 +10,7 @@ from typing import Any
 
 from edge.calibration.recipe import Recipe
 from edge.errors import ConfigError, MissingPackageError, ToolError
+from edge.targets.executorch import partition
 
 # Tells whether a node of the graph may be quantized.
 Accept = Callable[[Any], bool]
@@ -93,7 +94,7 @@ def _xnnpack(options: Options, recipe: Recipe) -> list[Any]:
     if recipe.scheme == "dynamic":
         # Dynamically quantized operators in subgraphs of their own first, what is left in float after them.
         return [xnnpack.XnnpackDynamicallyQuantizedPartitioner(), xnnpack.XnnpackPartitioner()]
-    return [xnnpack.XnnpackPartitioner()]
+    return [xnnpack.XnnpackPartitioner(configs=partition.configs())]
 
 
 def _xnnpack_quantizer(options: Options, recipe: Recipe, accept: Accept) -> Any:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.calibration.recipe import Granularity, Recipe
 from edge.errors import QuantizationError
-from edge.targets.executorch import weights
+from edge.targets.executorch import simplify, weights
 
 if TYPE_CHECKING:
     from edge.targets.executorch.delegates import Accept
@@ -81,6 +81,8 @@ def xnnpack_quantizer(recipe: Recipe, accept: Accept) -> Any:
             model = super().annotate(model)
             if recipe.scheme == "dynamic":
                 _annotate_skipped(model, _config(recipe, 8), accept)
+            else:
+                _annotate_pads(model, _config(recipe, 8).input_activation, accept)
             return model
 
     quantizer = Quantizer()
@@ -114,6 +116,33 @@ def _annotate_skipped(model: Any, config: Any, accept: Accept) -> None:
         weight = change_quantization_config(config.weight, ch_axis=axis) if axis else config.weight
         specs = {node.args[0]: config.input_activation, node.args[_WEIGHT_ARGUMENT]: weight}
         node.meta["quantization_annotation"] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+
+
+def _annotate_pads(model: Any, activation: Any, accept: Accept) -> None:
+    """Give paddings with zeros, and what only moves values after them, the steps of what they pad.
+
+    XNNPACK pads integers then. Left in float are paddings between float operators.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer_utils import propagate_annotation
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, SharedQuantizationSpec
+
+    for node in model.graph.nodes:
+        done = node.meta.get("quantization_annotation")
+        if (done and done._annotated) or not simplify.pads_with_zeros(node) or not accept(node):
+            continue
+        source = node.args[0]
+        before = source.meta.get("quantization_annotation")
+        readers = [user.meta.get("quantization_annotation") for user in node.users]
+        if before and before.output_qspec:
+            given = shared = SharedQuantizationSpec(source)
+        elif any(reader and node in reader.input_qspec_map for reader in readers):
+            given, shared = activation, SharedQuantizationSpec((source, node))
+        else:
+            continue
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map={source: given}, output_qspec=shared, _annotated=True
+        )
+    propagate_annotation(model)
 
 
 def weights_quantizer(recipe: Recipe, accept: Accept) -> Any:

@@ -39,13 +39,18 @@ def quantize_pads(graph: Any) -> Any:
     """
     for node in list(graph.graph.nodes):
         source = node.args[0] if node.args else None
-        if not _is_pad(node) or _fill(node) != 0.0 or not _calls(source, _DEQUANTIZE):
+        if not pads_with_zeros(node) or not _calls(source, _DEQUANTIZE):
             continue
         if any(_calls(user, _QUANTIZE) for user in node.users):
             continue
         _pair(graph.graph, node, source)
     graph.recompile()
     return graph
+
+
+def pads_with_zeros(node: Any) -> bool:
+    """Tell whether a node is a padding by a constant of 0."""
+    return _is_pad(node) and _fill(node) == 0.0
 
 
 def _is_identity(node: Any) -> bool:
