@@ -435,9 +435,10 @@ def _with_data(row: Row) -> Row:
 
 
 _BELOW_20_DB = (
-    "The recipe is the target's own, without any search. Below 20 dB the build warns (`NOISY_OUTPUT`) and names the",
-    "next commands. [Accuracy](accuracy.md#field-models) has what they bring: on `rpi5` 19 to 24 dB for sound models",
-    "with `--keep-float front-end`, and for yolox 162 of 183 detections instead of 62 with 4 layers in float.",
+    "The recipe is the target's own, without any search. Below 20 dB the build warns (`NOISY_OUTPUT`, `ACCURACY_LOST`",
+    "where labels or agreement tell) and names the next commands. [Accuracy](accuracy.md#field-models) has what they",
+    "bring: on `rpi5` 19 to 24 dB for sound models with `--keep-float front-end`, and for yolox 162 of 183 detections",
+    "instead of 62 with 4 layers in float.",
 )
 
 

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import codec
 from edge.calibration import noise
 from edge.calibration import recipe as recipes
 from edge.calibration.recipe import Override
-from edge.calibration.selection import Selection
 from edge.isolate import no_progress
 from edge.stages.diagnosing import diagnose
 from edge.stages.searching import search
-from edge.targets import registry
-from edge.targets.litert import contract, flatbuffer, frontend, probe, quantize, sensitivity
+from edge.targets.litert import flatbuffer, frontend, probe, quantize, sensitivity
+from tests import search_requests
 from tests.tflite_builder import GraphBuilder, Samples
 
 INT8 = recipes.named("int8", io="float32")
@@ -124,26 +122,10 @@ def test_layers_kept_float_are_not_blamed() -> None:
 
 
 def _request(folder: Path, program: bytes, target: str = "linux") -> dict[str, Any]:
-    (folder / "float.tflite").write_bytes(program)
     data = sounds(1200, seed=9)
     outputs = probe.outputs(program, data)
     np.savez(folder / "data.npz", x=np.concatenate([d["x"] for d in data]), y=[int(o["y"].argmax()) for o in outputs])
-    found = registry.target(target)
-    selection = Selection(location=str(folder / "data.npz"), role="calibration", indices=tuple(range(100)))
-    return {
-        "carrier": str(folder / "float.tflite"),
-        "signature": codec.to_json(contract.signature_of(flatbuffer.load(program))),
-        "recipe": codec.to_json(recipes.named("int8", io=found.io)),
-        "target": codec.to_json(found),
-        "runtime": found.runtimes[0],
-        "calibration": codec.to_json(selection),
-        "evaluation": None,
-        "metric": None,
-        "max_drop": 0.08,
-        "kernels": "builtin",
-        "workdir": str(folder / "work"),
-        "cache": None,
-    }
+    return search_requests.request(folder, program, target)
 
 
 def _labels(answer: dict[str, Any]) -> Sequence[str]:

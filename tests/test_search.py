@@ -24,8 +24,8 @@ from edge.isolate import no_progress
 from edge.signature import Signature, TensorSpec
 from edge.stages import searching
 from edge.stages.searching import search
-from edge.targets import registry
 from edge.targets.litert import calibrate, contract, flatbuffer, probe
+from tests import search_requests
 from tests.refine_models import SHAPE, ConvNet, conv_net
 from tests.tflite_builder import GraphBuilder
 
@@ -173,27 +173,10 @@ CLEAN = ConvNet(centred=True)
 def _request(folder: Path, net: ConvNet, *, count: int = 1200, target: str = "linux", **changes: Any) -> dict[str, Any]:
     """Write a network and data labelled by its own float outputs; return the request for a search."""
     program = conv_net(net)
-    (folder / "float.tflite").write_bytes(program)
     x = np.random.default_rng(5).standard_normal((count, *SHAPE[1:])).astype(np.float32)
     outputs = probe.outputs(program, [{"x": v[None]} for v in x])
     np.savez(folder / "data.npz", x=x, y=np.asarray([int(o["y"].argmax()) for o in outputs]))
-    found = registry.target(target)
-    calibration = Selection(location=str(folder / "data.npz"), role="calibration", indices=tuple(range(100)))
-    return {
-        "carrier": str(folder / "float.tflite"),
-        "signature": codec.to_json(contract.signature_of(flatbuffer.load(program))),
-        "recipe": codec.to_json(recipes.named("int8", io=found.io)),
-        "target": codec.to_json(found),
-        "runtime": found.runtimes[0],
-        "calibration": codec.to_json(calibration),
-        "evaluation": None,
-        "metric": None,
-        "max_drop": 0.08,
-        "kernels": "builtin",
-        "workdir": str(folder / "work"),
-        "cache": str(folder / "cache"),
-        **changes,
-    }
+    return search_requests.request(folder, program, target, **{"cache": str(folder / "cache"), **changes})
 
 
 @pytest.mark.parametrize("target", ["linux", "coral"])
